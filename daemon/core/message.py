@@ -87,11 +87,12 @@ class Message:
     sender: str | None  # pins one sender
     body: str | None
     template: str | None
-    variables: Mapping[str, object] | None
+    variables: str | None  # JSON as text: no number an application can write may fail a whole claim
     media: tuple[str, ...]
     intent: str
-    due_at: float
-    expires_at: float | None
+    first_due: float  # when it was first of use: inserted, or send_at
+    due_at: float  # when this attempt was due
+    expires_at: float | None  # validity counted in
     order_key: str | None
     on_ambiguous: str | None
     text: str = ""  # what is sent: the body, or the filled template
@@ -110,3 +111,5 @@ class Attempt:
     text: str
     segments: int
     sent_at: float  # wall clock, when the request was written
+    # What this sender is already known to have sent this recipient: none of it may be credited a second time.
+    known_references: frozenset[str] = frozenset()

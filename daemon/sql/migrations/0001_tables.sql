@@ -6,24 +6,30 @@ CREATE SCHEMA IF NOT EXISTS outrider;
 -- Time-ordered ids (RFC 9562, version 7): 48 bits of milliseconds, then chance. Postgres 18 has uuidv7(); 15 has not.
 CREATE FUNCTION outrider.new_id() RETURNS uuid
     LANGUAGE sql VOLATILE PARALLEL SAFE
-    SET search_path = pg_catalog, pg_temp
-AS $$
-    SELECT encode(
+    -- Bound when created, so no search_path can change its meaning; a SET here would keep it from being inlined.
+    RETURN encode(
         set_bit(set_bit(
             overlay(uuid_send(gen_random_uuid())
                     PLACING substring(int8send((extract(epoch FROM clock_timestamp()) * 1000)::bigint) FROM 3)
                     FROM 1 FOR 6),
             52, 1), 53, 1),
-        'hex')::uuid
-$$;
+        'hex')::uuid;
 
 -- The smallest id of a moment: where the weeks of the id-partitioned tables begin and end.
 CREATE FUNCTION outrider.first_id(moment timestamptz) RETURNS uuid
     LANGUAGE sql STABLE PARALLEL SAFE
-    SET search_path = pg_catalog, pg_temp
-AS $$
-    SELECT rpad(lpad(to_hex((extract(epoch FROM moment) * 1000)::bigint), 12, '0'), 32, '0')::uuid
-$$;
+    RETURN rpad(lpad(to_hex((extract(epoch FROM moment) * 1000)::bigint), 12, '0'), 32, '0')::uuid;
+
+-- When a message is of no more use: the earlier of expires_at and validity from the due time; null: never. Bounded on all
+-- sides, so that no date an application can write ("infinity", 4713 BC, a million years) overflows in here or in Python.
+CREATE FUNCTION outrider.useless_at(created_at timestamptz, send_at timestamptz, validity interval, expires_at timestamptz)
+    RETURNS timestamptz LANGUAGE sql STABLE PARALLEL SAFE
+    RETURN CASE WHEN validity IS NULL AND expires_at IS NULL THEN NULL
+                ELSE greatest(least(expires_at,
+                                    least(greatest(send_at, created_at), '9900-01-01Z'::timestamptz)
+                                    + greatest(least(validity, interval '10 years'), interval '-10 years'),
+                                    '9999-01-01Z'::timestamptz),
+                              '0002-01-01Z'::timestamptz) END;
 
 -- What was asked. Producers insert here and nowhere else; nothing is ever updated but a body that retention blanks.
 -- No CHECKs: an application's transaction is never aborted for what a status and a reason can say (README, "bad rows").
@@ -228,5 +234,8 @@ CREATE TABLE outrider.home (
     one               boolean PRIMARY KEY DEFAULT true CHECK (one),
     system_identifier bigint NOT NULL,
     database_oid      bigint NOT NULL,
-    confirmed_at      timestamptz NOT NULL DEFAULT clock_timestamp()
+    timeline          integer NOT NULL,      -- changes when a standby is promoted
+    confirmed_at      timestamptz NOT NULL DEFAULT clock_timestamp(),
+    token_key         bytea NOT NULL DEFAULT sha256(uuid_send(gen_random_uuid()) || uuid_send(gen_random_uuid()))
+                      -- signs the tokens in callback URLs: any daemon of this database may be called back
 );

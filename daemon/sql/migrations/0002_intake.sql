@@ -39,16 +39,16 @@ BEGIN
                   OR f.channel IS DISTINCT FROM 'sms'
                   OR (f.template IS NULL AND (f.body IS NULL OR f.body !~ '\S') AND f.media IS NULL)
                   OR length(f.body) > 1600
-                  OR f.template IS NOT NULL OR jsonb_typeof(f.variables) <> 'object'
+                  OR f.template IS NOT NULL OR f.variables IS NOT NULL
                   OR (f.intent IS NOT NULL AND i.level IS NULL)
                   OR f.on_ambiguous NOT IN ('resolve', 'resend', 'drop')
-                  OR f.expires_at <= greatest(f.created_at, clock_timestamp()) OR f.validity <= interval '0'
+                  OR outrider.useless_at(f.created_at, f.send_at, f.validity, f.expires_at) <= clock_timestamp()
                   OR NOT isfinite(f.send_at)
                   OR length(f.service) > 100 OR length(f.sender) > 100
                 THEN 'suspect' ELSE 'ready' END,
            CASE WHEN f.sender IS NOT NULL THEN '@' || left(f.sender, 100) ELSE coalesce(left(f.service, 100), 'default') END,
            coalesce(i.level, 3),
-           CASE WHEN isfinite(f.send_at) THEN greatest(f.send_at, f.created_at) ELSE f.created_at END,
+           CASE WHEN isfinite(f.send_at) THEN least(greatest(f.send_at, f.created_at), '9900-01-01Z') ELSE f.created_at END,
            -- A one-time password waits for nobody; a row of the future does not block those of today.
            CASE WHEN f.intent = 'otp' OR f.send_at > clock_timestamp() THEN NULL
                 WHEN length(f.order_key) > 100 THEN encode(sha256(convert_to(f.order_key, 'UTF8')), 'hex')

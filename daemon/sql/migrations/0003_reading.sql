@@ -3,12 +3,9 @@
 -- First three characters and the last two: enough to recognise, not enough to call.
 CREATE FUNCTION outrider.mask(recipient text) RETURNS text
     LANGUAGE sql IMMUTABLE PARALLEL SAFE
-    SET search_path = pg_catalog, pg_temp
-AS $$
-    SELECT CASE WHEN length(recipient) > 7
+    RETURN CASE WHEN length(recipient) > 7
                 THEN left(recipient, 3) || repeat('*', least(length(recipient) - 5, 12)) || right(recipient, 2)
-                ELSE repeat('*', length(recipient)) END
-$$;
+                ELSE repeat('*', length(recipient)) END;
 
 -- Attempts in flight, from the open claims. A row that came back since (attempts moved on) is not among them.
 CREATE VIEW outrider.in_flight AS
@@ -46,8 +43,9 @@ CREATE FUNCTION outrider.why(message uuid)
 AS $$
     SELECT * FROM (
         SELECT o.created_at, 'inserted', concat_ws(', ', 'service ' || o.service, 'intent ' || o.intent,
-               'sender ' || o.sender, 'send_at ' || o.send_at, 'expires ' || least(o.expires_at,
-               greatest(o.send_at, o.created_at) + o.validity), 'order_key set' || left(o.order_key, 0))
+               'sender ' || o.sender, 'send_at ' || o.send_at,
+               'expires ' || outrider.useless_at(o.created_at, o.send_at, o.validity, o.expires_at),
+               'order_key set' || left(o.order_key, 0))
           FROM outrider.outbox o WHERE o.id = message
         UNION ALL
         SELECT f.taken_at, 'claimed', 'attempt ' || f.attempt || ' by ' || coalesce(i.host || '/' || i.pid, f.owner::text)

@@ -84,7 +84,7 @@ BEGIN
     SELECT * INTO asked FROM outrider.outbox WHERE id = message;
     IF asked.id IS NULL OR ended.status IS NULL OR ended.status NOT IN ('dead', 'failed', 'undelivered', 'suppressed')
        OR ended.reason LIKE 'duplicate of %'
-       OR least(asked.expires_at, greatest(asked.send_at, asked.created_at) + asked.validity) <= clock_timestamp() THEN
+       OR outrider.useless_at(asked.created_at, asked.send_at, asked.validity, asked.expires_at) <= clock_timestamp() THEN
         RETURN false;
     END IF;
     DELETE FROM outrider.outcome WHERE id = message;

@@ -37,9 +37,14 @@ GRANT EXECUTE ON FUNCTION outrider.why(uuid), outrider.mask(text) TO outrider_re
 -- The daemon: what its statements touch, and no DDL.
 GRANT SELECT ON ALL TABLES IN SCHEMA outrider TO outrider_daemon;
 GRANT INSERT ON outrider.queue, outrider.claim, outrider.outcome, outrider.attempt, outrider.receipt, outrider.inbound,
-    outrider.suppression, outrider.lease, outrider.instance, outrider.home TO outrider_daemon;
+    outrider.lease, outrider.instance, outrider.home TO outrider_daemon;
 GRANT UPDATE ON outrider.queue, outrider.claim, outrider.outcome, outrider.lease, outrider.instance, outrider.home,
     outrider.intent, outrider.receipt TO outrider_daemon;
 GRANT DELETE ON outrider.queue, outrider.claim, outrider.signal, outrider.idempotency, outrider.instance TO outrider_daemon;
 GRANT EXECUTE ON FUNCTION outrider.make_weeks(integer), outrider.opt_out(text, text, text), outrider.why(uuid),
-    outrider.mask(text), outrider.first_id(timestamptz) TO outrider_daemon;
+    outrider.mask(text), outrider.first_id(timestamptz),
+    outrider.useless_at(timestamptz, timestamptz, interval, timestamptz) TO outrider_daemon;
+
+-- Whoever confirms that a copied database may send (outrider resume --sole-sender).
+GRANT SELECT (one, system_identifier, database_oid, timeline, confirmed_at),
+      UPDATE (system_identifier, database_oid, timeline, confirmed_at) ON outrider.home TO outrider_operator;

@@ -1,0 +1,172 @@
+"""``outrider check``: is the configuration sound, and does it fit the database? Sends nothing to anybody."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import TYPE_CHECKING, TypedDict
+
+import typer
+
+from daemon.cli import queries
+from daemon.cli.database import address, dial, read_settings
+from daemon.cli.options import ConfigOption, JsonOption, examples
+from daemon.cli.render import console, say_json, table
+from daemon.cli.trouble import BAD_CONFIGURATION, FAILED, Trouble, plain_words
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from daemon.settings import Settings
+
+CLOCK_LIMIT_S = 1.0  # the lease is judged by the database's clock; a larger difference shows in every latency
+
+
+class Findings(TypedDict):
+    """What was found, as it stands in the JSON."""
+
+    config: str
+    database: str
+    reachable: bool
+    schema: str
+    clock_difference_s: float | None
+    services: list[dict[str, object]]
+    senders: list[dict[str, object]]
+    providers: list[dict[str, object]]
+    problems: list[str]
+
+
+def add_to(app: typer.Typer) -> None:
+    """Give *app* the command of this file."""
+    app.command(
+        epilog=examples("outrider check", "outrider check --config new.toml && systemctl reload outrider")
+    )(check)
+
+
+def check(*, config: ConfigOption = None, as_json: JsonOption = False) -> None:
+    """
+    Validate the configuration, show what it means, and look at the database behind it.
+
+    No provider is called. Exit 78 when the configuration or the schema is wrong, 1 when the database cannot be reached.
+    """
+    with plain_words():
+        settings, place = read_settings(config)
+        found = summary(settings, place)
+        code = asyncio.run(_look_at_database(settings, found))
+    if as_json:
+        say_json(found)
+    else:
+        _show(found)
+    raise typer.Exit(code)
+
+
+def summary(settings: Settings, place: Path) -> Findings:
+    """What the configuration says, without asking anybody."""
+    from daemon.settings.shapes import mask_dsn
+
+    senders = [
+        {
+            "address": sender.address,
+            "provider": sender.provider,
+            "type": str(sender.type),
+            "country": sender.country,
+            "rate": sender.rate,
+            "services": [name for name, service in settings.services.items() if sender.address in service.senders],
+        }
+        for sender in settings.senders
+    ]
+    services: list[dict[str, object]] = [
+        {
+            "name": name,
+            "senders": list(service.senders),
+            "rate": sum(sender.rate for sender in settings.senders if sender.address in service.senders),
+            "validity": str(service.validity) if service.validity else None,
+        }
+        for name, service in settings.services.items()
+    ]
+    providers: list[dict[str, object]] = [
+        {
+            "name": name,
+            "kind": provider.kind,
+            "base_url": str(provider.base_url or "inside the daemon"),
+            "secrets": bool(provider.auth_token.get_secret_value()),
+        }
+        for name, provider in settings.providers.items()
+    ]
+    return Findings(
+        config=str(place),
+        database=mask_dsn(settings.database.url),
+        reachable=False,
+        schema="unknown",
+        clock_difference_s=None,
+        services=services,
+        senders=senders,
+        providers=providers,
+        problems=[],
+    )
+
+
+async def _look_at_database(settings: Settings, found: Findings) -> int:
+    """Fill in what the database says; returns the exit code."""
+    from daemon import migrate
+    from daemon.embedded import EmbeddedError
+
+    if settings.database.embedded and not (settings.daemon.state / "postgres").exists():
+        found["schema"] = "none yet: the first run makes it"
+        return 0
+    try:
+        async with address(settings) as dsn:
+            connection = await dial(dsn)
+            try:
+                before = time.time()
+                theirs = await connection.fetchval(queries.CLOCK)
+                found["reachable"] = True
+                found["clock_difference_s"] = round(theirs.timestamp() - (before + time.time()) / 2, 3)
+                await migrate.check(connection)
+                found["schema"] = "as it should be"
+            except migrate.SchemaError as mismatch:
+                found["schema"] = "wrong"
+                found["problems"] += str(mismatch).splitlines()
+                return BAD_CONFIGURATION
+            finally:
+                await connection.close()
+    except Trouble as unreachable:
+        found["problems"] += unreachable.lines[:1]
+        return FAILED
+    except EmbeddedError as missing:
+        found["problems"] += str(missing).splitlines()
+        return FAILED
+    if abs(found["clock_difference_s"]) > CLOCK_LIMIT_S:
+        found["problems"].append(
+            f"the database's clock is {found['clock_difference_s']:+.1f} s off ours: synchronise both (NTP)"
+        )
+    return 0
+
+
+def _show(found: Findings) -> None:
+    out = console()
+    out.print(f"{found['config']} is sound.\n")
+    columns = ("service", "senders", "segments/s", "validity")
+    rows = [(line["name"], _listed(line["senders"]), line["rate"], line["validity"]) for line in found["services"]]
+    out.print(table("Services", columns, rows))
+    columns = ("sender", "type", "country", "provider", "segments/s", "serves")
+    rows = [
+        (line["address"], line["type"], line["country"], line["provider"], line["rate"], _listed(line["services"]))
+        for line in found["senders"]
+    ]
+    out.print(table("Senders", columns, rows))
+    columns = ("provider", "kind", "address", "secrets found")
+    rows = [
+        (line["name"], line["kind"], line["base_url"], "yes" if line["secrets"] else "no") for line in found["providers"]
+    ]
+    out.print(table("Providers", columns, rows))
+    out.print(f"Database   {found['database']}: {'reachable' if found['reachable'] else 'not asked or not reachable'}")
+    out.print(f"Schema     {found['schema']}")
+    if found["clock_difference_s"] is not None:
+        out.print(f"Clocks     {found['clock_difference_s'] * 1000:+.0f} ms apart")
+    for problem in found["problems"]:
+        out.print(f"Problem    {problem}", style="red")
+
+
+def _listed(names: object) -> str:
+    return ", ".join(map(str, names)) if isinstance(names, list) else ""

@@ -1,0 +1,90 @@
+"""What ``outrider status`` shows without an id: the queue, the last hour, the daemons, the pauses."""
+
+from __future__ import annotations
+
+import time
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, TypedDict
+from uuid import UUID
+
+from daemon.cli import queries
+from daemon.cli.database import connected
+from daemon.cli.render import ago, console, moment, span, table
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+DAY_S = 86_400.0
+FRESH_S = 15.0  # a daemon describes itself every few seconds; one silent for longer has a question mark
+
+
+class Overview(TypedDict):
+    """Everything the overview shows, as it stands in its JSON."""
+
+    queue: list[dict[str, object]]
+    in_flight: int
+    oldest_due: datetime | None
+    last_hour: list[dict[str, object]]
+    instances: list[dict[str, object]]
+    pauses: list[dict[str, object]]
+
+
+async def look(config: Path | None) -> Overview:
+    """Ask the database for all of it."""
+    async with connected(config) as connection:
+        queue = [dict(row) for row in await connection.fetch(queries.BACKLOG)]
+        dues = [row["oldest_due"] for row in queue if row["oldest_due"] is not None]
+        return Overview(
+            queue=queue,
+            in_flight=await connection.fetchval(queries.IN_FLIGHT),
+            oldest_due=min(dues, default=None),
+            last_hour=[dict(row) for row in await connection.fetch(queries.LAST_HOUR, first_id(time.time() - DAY_S))],
+            instances=[dict(row) for row in await connection.fetch(queries.INSTANCES)],
+            pauses=[dict(row) for row in await connection.fetch(queries.PAUSES)],
+        )
+
+
+def first_id(at: float) -> UUID:
+    """The smallest time-ordered id of the moment *at* (seconds since the epoch), as ``outrider.first_id`` makes it."""
+    return UUID(f"{int(at * 1000):012x}".ljust(32, "0"))
+
+
+def show(seen: Overview) -> None:
+    """Print it for a person."""
+    out = console()
+    if seen["queue"]:
+        columns = ("lane", "level", "state", "messages", "oldest due")
+        rows = [
+            (row["lane"], row["level"], row["state"], row["messages"], _ago(row["oldest_due"])) for row in seen["queue"]
+        ]
+        out.print(table("Waiting", columns, rows))
+        oldest = seen["oldest_due"]
+        late = f", the oldest due {span((datetime.now(UTC) - oldest).total_seconds())} ago" if oldest else ""
+        out.print(f"{seen['in_flight']} of them in a daemon's hands{late}\n")
+    else:
+        out.print("Nothing waits.\n")
+    if seen["last_hour"]:
+        rows = [(row["service"], row["status"], row["messages"]) for row in seen["last_hour"]]
+        out.print(table("Became within the last hour", ("service", "status", "messages"), rows))
+    if seen["pauses"]:
+        rows = [(row["what"], _moment(row["at"]), row["reason"]) for row in seen["pauses"]]
+        out.print(table("Paused", ("what", "since", "reason"), rows))
+    if seen["instances"]:
+        out.print(table("Daemons", ("host", "pid", "version", "up since", "seen", "holds"), map(_instance, seen["instances"])))
+    else:
+        out.print("No daemon has been seen for ten minutes: `outrider run` starts one.")
+
+
+def _instance(row: dict[str, object]) -> tuple[object, ...]:
+    seen_at, holds = row["seen_at"], row["holds"]
+    silent = isinstance(seen_at, datetime) and (datetime.now(UTC) - seen_at).total_seconds() > FRESH_S
+    groups = ", ".join(map(str, holds)) if isinstance(holds, list) and holds else "nothing"
+    return row["host"], row["pid"], row["version"], _moment(row["started_at"]), _ago(seen_at) + " ?" * silent, groups
+
+
+def _moment(at: object) -> str:
+    return moment(at) if isinstance(at, datetime) else ""
+
+
+def _ago(at: object) -> str:
+    return ago(at) if isinstance(at, datetime) else ""

@@ -1,0 +1,82 @@
+"""Every statement of the command line, each with a line that says what it is for."""
+
+from __future__ import annotations
+
+# One row, as an application inserts it. What is not told keeps the column's meaning of NULL.
+SEND = """
+INSERT INTO outrider.outbox (recipient, body, service, intent, sender, idempotency_key, validity, send_at, tenant)
+VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)
+RETURNING id
+"""
+
+# Where one message is.
+MESSAGE = "SELECT * FROM outrider.message WHERE id = $1"
+
+# Its story, oldest first.
+WHY = "SELECT at, what, detail FROM outrider.why($1)"
+
+# Ended badly, newest first. Not over the view dead_letter: it cannot use the index outcome_troubled.
+#   $1 statuses text[], $2 reason LIKE, $3 since timestamptz, $4 service, $5 limit
+DEAD = """
+SELECT u.updated_at, u.id, o.service, o.intent, u.status, u.code, u.reason, u.attempts, u.provider, u.sender,
+       outrider.mask(o.recipient) AS recipient
+  FROM outrider.outcome u JOIN outrider.outbox o ON o.id = u.id
+ WHERE u.status IN ('dead', 'failed', 'undelivered', 'suppressed') AND u.status = ANY ($1::text[])
+   AND ($2::text IS NULL OR coalesce(u.reason, '') ILIKE $2 OR u.code = $2)
+   AND ($3::timestamptz IS NULL OR u.updated_at >= $3)
+   AND ($4::text IS NULL OR o.service = $4)
+ ORDER BY u.updated_at DESC
+ LIMIT $5
+"""
+
+# Send them again; false for those that may not be.
+REPLAY = "SELECT id, outrider.replay(id) AS replayed FROM unnest($1::uuid[]) AS id"
+
+# Cancel them; an id nobody inserted is unknown, not too late.
+CANCEL = """
+SELECT id, CASE WHEN EXISTS (SELECT FROM outrider.message m WHERE m.id = asked.id)
+                THEN outrider.cancel(id) ELSE 'unknown' END AS result
+  FROM unnest($1::uuid[]) WITH ORDINALITY AS asked (id, place) ORDER BY place
+"""
+
+PAUSE = "SELECT outrider.pause($1, $2)"
+RESUME = "SELECT outrider.resume($1)"
+PAUSES = "SELECT what, at, reason FROM outrider.pause ORDER BY at"
+
+# This database is at home where it now is (DESIGN 5.17): a held daemon goes on. The first daemon writes the row.
+SOLE_SENDER = """
+UPDATE outrider.home
+   SET system_identifier = s.system_identifier, database_oid = d.oid, timeline = c.timeline_id,
+       confirmed_at = clock_timestamp()
+  FROM pg_control_system() s, pg_control_checkpoint() c, pg_database d
+ WHERE d.datname = current_database()
+RETURNING confirmed_at
+"""
+
+# What waits. The view counts the queue: 0.2 s for a million rows.
+BACKLOG = "SELECT lane, level, state, messages, oldest_due FROM outrider.backlog ORDER BY lane, level, state"
+IN_FLIGHT = """
+SELECT count(*) FROM outrider.in_flight f
+  JOIN outrider.queue q ON q.id = f.id AND q.attempts + 1 = f.attempt AND q.state = 'ready'
+"""
+
+# What became of messages within the last hour; ids are time-ordered, so weeks long past are not read.
+#   $1 the smallest id of a day ago
+LAST_HOUR = """
+SELECT o.service, u.status, count(*) AS messages
+  FROM outrider.outcome u JOIN outrider.outbox o ON o.id = u.id
+ WHERE u.id >= $1 AND o.id >= $1 AND u.updated_at > now() - interval '1 hour'
+ GROUP BY 1, 2 ORDER BY 1, 3 DESC
+"""
+
+# Daemons seen lately, and the groups each holds.
+INSTANCES = """
+SELECT i.id, i.host, i.pid, i.version, i.started_at, i.seen_at, i.services,
+       coalesce(array_agg(l.grp ORDER BY l.grp) FILTER (WHERE l.until > now()), '{}') AS holds
+  FROM outrider.instance i LEFT JOIN outrider.lease l ON l.owner = i.id
+ WHERE i.seen_at > now() - interval '10 minutes'
+ GROUP BY i.id ORDER BY i.host, i.pid
+"""
+
+# Our clock against the database's.
+CLOCK = "SELECT clock_timestamp()"

@@ -1,0 +1,103 @@
+"""
+The heart: one message, from the claim to its verdict.
+
+What it asks is decided in ``core/``; what it does is one call each. Permission is asked last, because the wait for a turn
+may have been long: :meth:`Courier._leaves` runs when a connection is open and the first byte is about to leave.
+"""
+
+from __future__ import annotations
+
+import random
+from typing import TYPE_CHECKING
+
+import structlog
+
+from daemon.core.lifecycle import Status
+from daemon.core.outcome import Uncertain, Unreachable
+from daemon.core.permission import Hold, Refuse
+from daemon.core.routing import Unroutable
+from daemon.core.verdict import Again, Ended, Verdict, judge
+from daemon.gates import NAP_S
+from daemon.ledger import Exchange, word
+from daemon.router import Blocked, Route
+from daemon.transport import Withdrawn
+
+if TYPE_CHECKING:
+    from daemon.core.message import Message
+    from daemon.desk import Desk
+    from daemon.journal import Journal
+    from daemon.lanes import Turn
+    from daemon.ledger import Ledger
+    from daemon.router import Router
+
+log = structlog.get_logger()
+
+
+class Courier:
+    """Delivers messages: any number at a time, each in a task of its own."""
+
+    def __init__(self, desk: Desk, router: Router, journal: Journal, ledger: Ledger) -> None:
+        self._desk = desk
+        self._router = router
+        self._journal = journal
+        self._ledger = ledger
+
+    async def deliver(self, message: Message) -> None:
+        """Carry *message* to its verdict. A bug of ours parks it; it never loops and never vanishes."""
+        exchange: Exchange | None = None
+        try:
+            verdict, exchange = await self._carry(message)
+        except Exception:
+            log.exception("courier.stumbled", message_id=str(message.id))
+            verdict = Ended(Status.DEAD, "our own fault; the log of this moment has the traceback")
+        self._desk.judged(message, verdict, exchange)
+        self._ledger.put(word(message, self._desk.group_of(message), verdict, now=self._desk.now(), exchange=exchange))
+
+    async def _carry(self, message: Message) -> tuple[Verdict, Exchange | None]:
+        refusal = self._desk.prepare(message)
+        if refusal is not None:
+            return Ended(refusal.status, refusal.reason), None
+        match self._router.choose(message):
+            case Unroutable(reason):
+                return Ended(Status.FAILED, reason), None
+            case Blocked(reason, wait_s):
+                return Again(self._desk.now() + wait_s, reason, spent=False), None
+            case Route() as route:
+                turn = route.lane.join(message.level, message.segments)
+        try:
+            if not await turn.granted:
+                return Again(self._desk.now(), "released: its daemon was stopping", spent=False), None
+            async with route.gate.connection(message.level):
+                return await self._send(message, route, turn)
+        finally:
+            turn.back()
+
+    async def _send(self, message: Message, route: Route, turn: Turn) -> tuple[Verdict, Exchange | None]:
+        gate, sender = route.gate, route.lane.sender.address
+        permit = gate.knock(message.level)
+        if permit is None:
+            return Again(self._desk.now() + NAP_S, f"provider {gate.name} is resting", spent=False), None
+        request = gate.dialect.ask(message, sender, self._desk.callback_url(message, gate.name), self._desk.validity(message))
+        started = self._desk.tick()
+        try:
+            answer = await gate.transport.exchange(
+                request, deadline_s=gate.timeout_s, on_write=lambda: self._leaves(message, sender, turn)
+            )
+        except Withdrawn as withdrawn:
+            gate.unused(permit)
+            return withdrawn.args[0], None
+        outcome = answer if isinstance(answer, Unreachable | Uncertain) else gate.dialect.hear(answer)
+        gate.learn(permit, outcome, self._desk.tick() - started)
+        exchange = Exchange(gate.name, sender, outcome, self._desk.tick() - started)
+        patience, now = self._desk.patience(message), self._desk.now()
+        return judge(message, outcome, patience=patience, now=now, roll=random.random(), idempotent=gate.dialect.idempotent), exchange
+
+    def _leaves(self, message: Message, sender: str, turn: Turn) -> None:
+        """The last moment before the first byte: may it still? Then it is written down, and its turn is spent."""
+        match self._desk.ask(message):
+            case Refuse(status, reason):
+                raise Withdrawn(Ended(status, reason))
+            case Hold(until, reason):
+                raise Withdrawn(Again(until, reason, spent=False))
+        self._journal.dispatched(message.id, message.attempt, sender, message.segments, self._desk.tick())
+        turn.left()

@@ -1,0 +1,192 @@
+"""
+Postgres: one connection for one purpose, statements by name, trouble retried in one place.
+
+A *line* is one connection that comes back by itself. There are four (claims, settlements, receipts, everything else), so
+that no message waits for a commit it does not need. Statements live in ``sql/*.sql``; a line prepares those it is given
+when it connects, so that a wrong schema fails at the start and not at two in the morning.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from functools import cache
+from importlib import resources
+from typing import TYPE_CHECKING, Any
+
+import asyncpg
+import orjson
+import structlog
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from asyncpg.prepared_stmt import PreparedStatement
+
+log = structlog.get_logger()
+
+CONNECT_TIMEOUT_S = 5.0
+STATEMENT_TIMEOUT_S = 15.0
+RETRY_MIN_S, RETRY_MAX_S = 0.1, 2.0
+
+# A generic plan, and no way to leave the indexes: on a table analysed at a bad moment the planner took a sequential scan
+# inside a nested loop, 6 times the CPU (docs/decisions/0001). tests/sql/test_plans.py holds it under hostile statistics.
+HOT_SETTINGS: Mapping[str, str] = {
+    "plan_cache_mode": "force_generic_plan",
+    "enable_seqscan": "off",
+    "enable_hashjoin": "off",
+    "enable_mergejoin": "off",
+    "jit": "off",
+}
+SETTINGS: Mapping[str, str] = {"application_name": "outrider", "timezone": "UTC", "jit": "off"}
+
+# Not our fault and not for ever: the connection is gone or the server is busy with itself. Everything else is a bug.
+_DOWN = (
+    asyncpg.PostgresConnectionError,
+    asyncpg.InterfaceError,
+    asyncpg.InternalClientError,
+    asyncpg.AdminShutdownError,
+    asyncpg.CrashShutdownError,
+    asyncpg.CannotConnectNowError,
+    asyncpg.TooManyConnectionsError,
+    asyncpg.InsufficientResourcesError,
+    asyncpg.ReadOnlySQLTransactionError,
+    asyncpg.QueryCanceledError,
+    asyncpg.LockNotAvailableError,
+    asyncpg.SerializationError,
+    asyncpg.DeadlockDetectedError,
+    OSError,
+    TimeoutError,
+)
+# The connection outlived these: the statement failed, not the line.
+_STILL_UP = (asyncpg.QueryCanceledError, asyncpg.LockNotAvailableError, asyncpg.SerializationError, asyncpg.DeadlockDetectedError)
+
+
+class DatabaseDown(Exception):
+    """Postgres cannot be asked at the moment; whether a write took effect is unknown. Ask again."""
+
+
+@cache
+def statement(name: str) -> str:
+    """The SQL of ``sql/<name>.sql``."""
+    return resources.files("daemon").joinpath("sql", f"{name}.sql").read_text(encoding="utf-8")
+
+
+class Line:
+    """One connection for one purpose. One statement at a time; whoever comes meanwhile waits."""
+
+    def __init__(self, name: str, dsn: str, *, statements: Sequence[str], hot: bool = False) -> None:
+        self.name = name
+        self._dsn = dsn
+        self._settings = {**SETTINGS, **(HOT_SETTINGS if hot else {})}
+        self._statements = tuple(statements)
+        self._prepared: dict[str, PreparedStatement[asyncpg.Record]] = {}
+        self._connection: asyncpg.Connection[asyncpg.Record] | None = None
+        self._lock = asyncio.Lock()
+        self.up = False  # whether the last statement reached Postgres
+
+    async def fetch(self, name: str, *arguments: object) -> list[asyncpg.Record]:
+        """Run statement *name* in a transaction of its own. Raises DatabaseDown."""
+        async with self._lock:
+            try:
+                await self._connect()
+                return await self._prepared[name].fetch(*arguments, timeout=STATEMENT_TIMEOUT_S)
+            except _DOWN as trouble:
+                await self._failed(trouble)
+                raise DatabaseDown(f"{self.name}: {type(trouble).__name__}: {trouble}") from trouble
+
+    async def ask(self, query: str, *arguments: object) -> list[asyncpg.Record]:
+        """Run *query*, which is not worth preparing. Raises DatabaseDown."""
+        async with self._lock:
+            try:
+                connection = await self._connect()
+                return await connection.fetch(query, *arguments, timeout=STATEMENT_TIMEOUT_S)
+            except _DOWN as trouble:
+                await self._failed(trouble)
+                raise DatabaseDown(f"{self.name}: {type(trouble).__name__}: {trouble}") from trouble
+
+    async def close(self) -> None:
+        """Hang up."""
+        async with self._lock:
+            self.up = False
+            await self._hang_up()
+
+    async def _connect(self) -> asyncpg.Connection[asyncpg.Record]:
+        if self._connection is not None and not self._connection.is_closed():
+            return self._connection
+        connection = await connect(self._dsn, self._settings)
+        self._prepared = {name: await connection.prepare(statement(name)) for name in self._statements}
+        self._connection = connection
+        self.up = True
+        return connection
+
+    async def _failed(self, trouble: BaseException) -> None:
+        if isinstance(trouble, _STILL_UP):
+            return
+        if self.up:
+            log.warning("database.lost", line=self.name, error=type(trouble).__name__)
+        self.up = False
+        await self._hang_up()
+
+    async def _hang_up(self) -> None:
+        connection, self._connection, self._prepared = self._connection, None, {}
+        if connection is not None:
+            connection.terminate()
+
+
+async def connect(dsn: str, settings: Mapping[str, str] = SETTINGS) -> asyncpg.Connection[asyncpg.Record]:
+    """A connection as every part of Outrider wants it: UTC, JSON by orjson, a bounded wait."""
+    connection: asyncpg.Connection[asyncpg.Record] = await asyncpg.connect(
+        dsn, timeout=CONNECT_TIMEOUT_S, command_timeout=STATEMENT_TIMEOUT_S, server_settings=dict(settings)
+    )
+    await connection.set_type_codec("jsonb", schema="pg_catalog", encoder=_dumps, decoder=orjson.loads)
+    return connection
+
+
+class Ear:
+    """Listens for NOTIFY on a connection of its own; where it cannot, polling goes on without it."""
+
+    def __init__(self, dsn: str, heard: Callable[[], None]) -> None:
+        self._dsn = dsn
+        self._heard = heard
+        self.name = "ear"
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Listen until *stop*, dialling again whenever the connection is lost."""
+        pause = RETRY_MIN_S
+        while not stop.is_set():
+            try:
+                connection = await connect(self._dsn)
+                lost = asyncio.Event()
+                connection.add_termination_listener(lambda _connection, lost=lost: lost.set())
+                await connection.add_listener("outrider", lambda *_notice: self._heard())
+                self._heard()
+                pause = RETRY_MIN_S
+                await first_of(lost, stop)
+                connection.terminate()
+            except _DOWN:
+                await sleep_unless(stop, pause)
+                pause = min(pause * 2, RETRY_MAX_S)
+
+
+async def sleep_unless(stop: asyncio.Event, seconds: float) -> bool:
+    """Sleep for *seconds*, or until *stop*; whether it was *stop*."""
+    try:
+        async with asyncio.timeout(seconds):
+            await stop.wait()
+    except TimeoutError:
+        return False
+    return True
+
+
+async def first_of(*events: asyncio.Event) -> None:
+    """Return when any of *events* is set."""
+    waiting = [asyncio.ensure_future(event.wait()) for event in events]
+    try:
+        await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in waiting:
+            task.cancel()
+
+
+def _dumps(value: Any) -> str:
+    return orjson.dumps(value).decode()

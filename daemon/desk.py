@@ -1,0 +1,213 @@
+"""
+The desk: what this daemon knows at this moment, laid out for the decisions of ``core/``.
+
+Settings (replaced whole by a reload), who has opted out, what is paused, what was cancelled, and the clock.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import TYPE_CHECKING
+
+import orjson
+
+from daemon.core import address, permission, template
+from daemon.core.inspection import Known, Refusal, Row, inspect
+from daemon.core.lifecycle import Status
+from daemon.core.segments import segments
+from daemon.core.token import seal
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from uuid import UUID
+
+    from asyncpg import Record
+
+    from daemon.clock import Clock
+    from daemon.core.backoff import Patience
+    from daemon.core.message import Message
+    from daemon.core.permission import Go, Hold
+    from daemon.core.permission import Refuse
+    from daemon.core.verdict import Verdict
+    from daemon.ledger import Exchange
+    from daemon.leases import Leases
+    from daemon.metrics import Metrics
+    from daemon.observer import Observer
+    from daemon.settings import Service, Settings
+
+CANCELED_MAX = 100_000  # cancellations remembered; older ones have long taken effect
+
+
+class Desk:
+    """What is known now. The courier asks it; signals, leases and reloads keep it up to date."""
+
+    def __init__(self, settings: Settings, clock: Clock, *, observer: Observer) -> None:
+        self._observer = observer
+        self.key = b""  # signs the tokens of callback URLs; the database has it
+        self.public_url = ""  # under which providers reach us
+        self.now = clock.now
+        self.tick = clock.tick
+        self.leases: Leases | None = None  # set once, by app.py: leases need the desk and the desk the leases
+        self.opted_out: set[tuple[str, str]] = set()  # (tenant, E.164); a tenant of '' stands for all
+        self.pauses: dict[str, str] = {}
+        self.canceled: set[UUID] = set()
+        self._cancellations: deque[UUID] = deque()
+        self.held: str | None = None  # why nothing at all may be sent: a copied database
+        self.reload(settings)
+
+    def reload(self, settings: Settings) -> None:
+        """Take up *settings*, whole."""
+        self.settings = settings
+        groups = settings.groups()
+        self.lanes = {name: group.name for group in groups for name in group.services}  # lane -> group
+        self.lanes |= {f"@{address}": group.name for group in groups for address in group.senders}
+        self._providers = {sender.address: sender.provider for sender in settings.senders}
+        self._known = Known(
+            services=frozenset(settings.services),
+            senders=frozenset(sender.address for sender in settings.senders),
+            templates=dict(settings.templates),
+        )
+
+    # What is asked of a message, in the order in which the courier asks.
+
+    def prepare(self, message: Message) -> Refusal | None:
+        """Judge the row, and fill in what is sent: the text, its segments, the number as E.164."""
+        variables = _object(message.variables)
+        row = Row(
+            recipient=message.recipient,
+            channel=message.channel,
+            service=message.service if message.sender is None else None,
+            sender=message.sender,
+            body=message.body,
+            template=message.template,
+            variables=variables,
+            media=message.media,
+            intent=message.intent or None,
+            first_due=message.first_due,
+            expires_at=self._useless_at(message.service, message.first_due, message.expires_at),
+            on_ambiguous=message.on_ambiguous,
+        )
+        refusal = inspect(row, self._known, self.now())
+        if refusal is not None:
+            return refusal
+        message.expires_at = row.expires_at
+        message.recipient = self._number(message.recipient, message.service)
+        message.text = self.text_of(message.body, message.template, variables)
+        message.segments = segments(message.text)
+        return None
+
+    def inspect(self, row: Record) -> Refusal | None:
+        """Judge a row of the queue that nobody has taken yet."""
+        service = row["service"] or "default"
+        first_due = max(row["created_at"], row["due_at"]).timestamp()
+        expires = row["useless_at"].timestamp() if row["useless_at"] is not None else None
+        if row["finite"] is False:
+            return Refusal.failed("send_at is infinite")
+        return inspect(
+            Row(
+                recipient=row["recipient"],
+                channel=row["channel"] or "sms",
+                service=service if row["sender"] is None else None,
+                sender=row["sender"],
+                body=row["body"],
+                template=row["template"],
+                variables=_object(row["variables"]),
+                media=tuple(row["media"] or ()),
+                intent=row["intent"],
+                first_due=first_due,
+                expires_at=self._useless_at(service, first_due, expires),
+                on_ambiguous=row["on_ambiguous"],
+            ),
+            self._known,
+            self.now(),
+        )
+
+    def unreadable(self, row: Record) -> Refusal | None:
+        """Judge nothing but the number of a row."""
+        service = self.settings.services.get(row["service"] or "default")
+        found = address.read(row["recipient"] or "", "sms", service.default_region if service else None)
+        return Refusal(Status.SUPPRESSED, f"bad number: {found.reason}") if isinstance(found, address.Unreadable) else None
+
+    def region(self, message: Message) -> str | None:
+        """The country of its recipient."""
+        found = address.read(message.recipient, message.channel)
+        return found.region if isinstance(found, address.Address) else None
+
+    def ask(self, message: Message) -> Go | Hold | Refuse:
+        """May it leave now? Asked last, at the very moment."""
+        group = self.group_of(message)
+        if self.leases is None or not self.leases.may_write(group):
+            return permission.Hold(self.now(), "the lease of its senders is running out")
+        return permission.ask(
+            message,
+            now=self.now(),
+            canceled=message.id in self.canceled,
+            opted_out=(message.tenant, message.recipient) in self.opted_out or ("", message.recipient) in self.opted_out,
+            paused=self.held or self.paused("all") or self.paused(f"service:{message.service}"),
+        )
+
+    def patience(self, message: Message) -> Patience:
+        """How often and how patiently its intent is retried."""
+        return self.settings.intent(message.intent).patience
+
+    def callback_url(self, message: Message, provider: str) -> str:
+        """Where receipts of this attempt shall come: its token tells whose they are."""
+        return f"{self.public_url}/callbacks/{provider}/{seal(self.key, message.id, message.attempt)}"
+
+    def validity(self, message: Message) -> float | None:
+        """Seconds of use it has left; None: no end."""
+        return None if message.expires_at is None else max(message.expires_at - self.now() - 1.0, 1.0)
+
+    def group_of(self, message: Message) -> str:
+        """The group its lane belongs to."""
+        return self.lanes.get(message.lane, "")
+
+    def judged(self, message: Message, verdict: Verdict, exchange: Exchange | None) -> None:
+        """What became of it: for those who watch."""
+        self._observer.judged(message, verdict, exchange, self.now())
+
+    # What else is looked up here.
+
+    def paused(self, what: str) -> str | None:
+        """Why *what* is paused; None when it is not."""
+        return self.pauses.get(what)
+
+    def provider_of(self, sender: str) -> str | None:
+        """The provider of *sender*."""
+        return self._providers.get(sender)
+
+    def cancel(self, id: UUID) -> None:
+        """The application wants this one stopped, if it still can be."""
+        if id not in self.canceled:
+            self.canceled.add(id)
+            self._cancellations.append(id)
+            if len(self._cancellations) > CANCELED_MAX:
+                self.canceled.discard(self._cancellations.popleft())
+
+    def text_of(self, body: str | None, name: str | None, variables: object) -> str:
+        """What is sent. The row has been inspected, so the template is known and complete."""
+        if name is None:
+            return body or ""
+        filled = template.render(self._known.templates[name], variables if isinstance(variables, dict) else {})
+        return filled if isinstance(filled, str) else ""
+
+    def _useless_at(self, service: str, first_due: float, expires_at: float | None) -> float | None:
+        settings: Service | None = self.settings.services.get(service)
+        if settings is None or settings.validity is None:
+            return expires_at
+        end = first_due + settings.validity
+        return end if expires_at is None else min(end, expires_at)
+
+    def _number(self, recipient: str, service: str) -> str:
+        settings = self.settings.services.get(service)
+        found = address.read(recipient, "sms", settings.default_region if settings else None)
+        return found.e164 if isinstance(found, address.Address) else recipient
+
+
+def _object(variables: str | None) -> object:
+    if variables is None:
+        return None
+    try:
+        return orjson.loads(variables)
+    except orjson.JSONDecodeError:  # Postgres takes numbers no float can hold
+        return "not readable as JSON"

@@ -1,0 +1,206 @@
+"""
+The engine: every part of a running daemon, wired once.
+
+What may be asked of it from outside is little: what to claim next (:meth:`Engine.wishes`), to open the database, to take
+up new settings, and how it is.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+import structlog
+from aiolimiter import AsyncLimiter
+
+from daemon import __version__, identity, migrate
+from daemon.core.routing import Sender
+from daemon.courier import Courier
+from daemon.database import Line, connect
+from daemon.desk import Desk
+from daemon.fleet import Fleet
+from daemon.inspector import STATEMENTS as INSPECTOR
+from daemon.inspector import Inspector
+from daemon.janitor import STATEMENTS as JANITOR
+from daemon.janitor import Janitor
+from daemon.lanes import Lanes
+from daemon.leases import STATEMENTS as LEASES
+from daemon.leases import Leases
+from daemon.ledger import STATEMENTS as LEDGER
+from daemon.ledger import Ledger
+from daemon.outbox import BATCH, Outbox, Wish
+from daemon.outbox import STATEMENTS as OUTBOX
+from daemon.receipts import ReceiptBook
+from daemon.recovery import STATEMENTS as RECOVERY
+from daemon.recovery import Recovery
+from daemon.router import Pool, Router
+from daemon.signals import STATEMENTS as SIGNALS
+from daemon.signals import Signals
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from uuid import UUID
+
+    from daemon.clock import Clock
+    from daemon.gates import Gate
+    from daemon.journal import Journal, Memory
+    from daemon.observer import Observer
+    from daemon.settings import Settings
+
+log = structlog.get_logger()
+
+DEBT_S = 120.0  # how far back the dispatch log matters for pacing: the longest message at the slowest rate
+QUESTIONS = 10  # questions to providers a second: a leaky bucket, where exactness does not matter
+
+
+class Engine:
+    """All the parts, and how they hang together."""
+
+    def __init__(
+        self, settings: Settings, clock: Clock, *, dsn: str, journal: Journal, memory: Memory, owner: UUID, observer: Observer,
+        gates: Mapping[str, Gate],
+    ) -> None:  # fmt: skip
+        self.settings = settings
+        self.owner = owner
+        self.started = clock.now()
+        self._clock = clock
+        self._dsn = dsn
+        self.journal = journal
+        self._memory = memory
+        self.claims = Line("claims", dsn, statements=OUTBOX, hot=True)
+        self.settlements = Line("settlements", dsn, statements=LEDGER, hot=True)
+        self.receipts = Line("receipts", dsn, statements=("receive", "inbound"), hot=True)
+        self.chores = Line("chores", dsn, statements=(*LEASES, *RECOVERY, *SIGNALS, "announce"))
+        self.looks = Line("looks", dsn, statements=(*INSPECTOR, *JANITOR), hot=True)
+        self.gates = gates
+        self.lanes = Lanes(tick=clock.tick)
+        self.desk = Desk(settings, clock, observer=observer)
+        self.router = Router(self.lanes, gates, desk=self.desk)
+        self.outbox = Outbox(
+            self.claims, owner=owner, wishes=self.wishes, fences=lambda: self.leases.held, deliver=lambda message: self.fleet.take(message),
+            observer=observer, in_hand_max=settings.daemon.in_hand,
+        )  # fmt: skip
+        self.ledger = Ledger(self.settlements, journal, self.outbox, owner=owner, observer=observer)
+        self.recovery = Recovery(self.chores, self.ledger, memory, owner=owner, now=clock.now, provider_of=self.desk.provider_of)
+        exchange_s = max(gate.timeout_s for gate in gates.values())
+        self.leases = Leases(
+            self.chores, owner=owner, groups=self._groups, reconcile=self.recovery.reconcile, tick=clock.tick, exchange_s=exchange_s
+        )
+        self.desk.leases = self.leases
+        self.courier = Courier(self.desk, self.router, journal, self.ledger)
+        self.fleet = Fleet(self.courier, self.lanes)
+        self.signals = Signals(self.chores, self.desk, owner=owner, woken=self.outbox.wake, observer=observer)
+        self.inspector = Inspector(self.looks, self.outbox, self.desk, observer)
+        self.janitor = Janitor(
+            self.looks, self.desk, self.leases, gates, observer, questions=AsyncLimiter(QUESTIONS, 1), woken=self.outbox.wake
+        )
+        self.book = ReceiptBook(self.receipts, observer)
+        self.reload(settings)
+
+    def reload(self, settings: Settings) -> None:
+        """Take up *settings*: debt and logs are kept, and judged by the new rates."""
+        self.settings = settings
+        self.desk.reload(settings)
+        self.lanes.reload([_sender(sender) for sender in settings.senders])
+        self.router.pools = {
+            name: Pool(service.senders, sticky=service.sticky, default_region=service.default_region)
+            for name, service in settings.services.items()
+        }
+        self.outbox.wake()
+
+    async def open(self, *, embedded: bool) -> None:
+        """Everything that must be true before the first claim. Raises DatabaseDown (ask again) or SchemaError."""
+        connection = await connect(self._dsn)
+        try:
+            if embedded:
+                await migrate.migrate(connection, report=lambda step: log.info("schema.migrated", step=step))
+            else:
+                await migrate.check(connection)
+        finally:
+            await connection.close()
+        await self.look_home()
+        await self.announce()
+        await self._publish_levels()
+        await self.signals.begin()
+        now = self._clock.tick()
+        recent = [dispatch for dispatch in self._memory.dispatched.values() if now - DEBT_S < dispatch.tick <= now]
+        self.lanes.remember(recent, full=self._memory.boot_id != self._clock.boot_id())
+        self.journal.open()
+
+    async def look_home(self) -> None:
+        """Is this our database, and not a copy of it? Raises DatabaseDown."""
+        home = await identity.at_home(self.chores)
+        if home.stranger != self.desk.held:
+            log.error("database.strange", reason=home.stranger) if home.stranger else log.info("database.confirmed")
+        self.desk.key, self.desk.held = home.token_key, home.stranger
+
+    async def announce(self) -> None:
+        """Tell other daemons, and whoever looks, that we are here. Raises DatabaseDown."""
+        await self.chores.fetch(
+            "announce", self.owner, socket.gethostname(), os.getpid(), __version__, datetime.fromtimestamp(self.started, UTC),
+            self.settings.digest(), sorted(self.settings.services), sorted(self.leases.held),
+        )  # fmt: skip
+        if self.leases.held and set(self.leases.held) >= set(self._groups()):
+            self.journal.forget_old()
+
+    async def opt_out(self, recipient: str) -> None:
+        """A person said stop: in force here before this returns, elsewhere within a second. Raises DatabaseDown."""
+        await self.chores.ask("SELECT outrider.opt_out($1, '', 'said stop')", recipient)
+        self.desk.opted_out.add(("", recipient))
+
+    async def close(self) -> None:
+        """Give the leases back, hang up, let go of the state folder."""
+        try:
+            await self.leases.drop()
+        finally:
+            for line in (self.claims, self.settlements, self.receipts, self.chores, self.looks):
+                await line.close()
+            self.journal.close()
+
+    def wishes(self, levels: frozenset[int]) -> list[Wish]:
+        """What the senders can use soon, by lane and level."""
+        now = self._clock.tick()
+        if self.desk.held or self.desk.paused("all"):
+            return []
+        return [
+            Wish(group.name, lane, level, min(room, BATCH))
+            for group in self.settings.groups()
+            if group.name in self.leases.held
+            for lane, senders in self._lanes_of(group.services, group.senders)
+            if (free := self._free(senders, now))
+            for level in sorted(levels)
+            if (room := self._room(free, level))
+        ]
+
+    def _lanes_of(self, services: tuple[str, ...], senders: tuple[str, ...]) -> list[tuple[str, tuple[str, ...]]]:
+        lanes = [(name, self.settings.services[name].senders) for name in services if not self.desk.paused(f"service:{name}")]
+        # Lanes of pinned senders are many and mostly empty: only those in which the inspector saw rows are asked for.
+        lanes += [(f"@{address}", (address,)) for address in senders if f"@{address}" in self.inspector.lanes_seen]
+        return lanes
+
+    def _free(self, senders: tuple[str, ...], now: float) -> list[str]:
+        return [address for address in senders if self.router.blocked(self.lanes[address].sender, now) is None]
+
+    def _room(self, senders: list[str], level: int) -> int:
+        room = self.lanes.room(senders, level)
+        quotas = {gate.name: gate.quota() for gate in {self.gates[self.lanes[address].sender.provider] for address in senders}}
+        if None not in quotas.values():
+            room = min(room, sum(quota for quota in quotas.values() if quota is not None))
+        return room
+
+    def _groups(self) -> list[str]:
+        return [] if self.desk.held else [group.name for group in self.settings.groups()]
+
+    async def _publish_levels(self) -> None:
+        levels = {word.value: intent.level for word, intent in self.settings.intents.items()}
+        await self.chores.ask(
+            "UPDATE outrider.intent i SET level = w.level FROM unnest($1::text[], $2::smallint[]) AS w (word, level)"
+            " WHERE i.word = w.word AND i.level <> w.level",
+            list(levels), list(levels.values()),
+        )  # fmt: skip
+
+
+def _sender(sender: object) -> Sender:
+    return Sender(address=sender.address, provider=sender.provider, kind=sender.type.value, country=sender.country, rate=sender.rate)  # type: ignore[attr-defined]

@@ -1,0 +1,113 @@
+"""
+The inspector: judges new rows ahead of the claims, so that a bad one ends with a reason within seconds however long the
+queue in front of it is.
+
+Three looks, each a few milliseconds: rows the intake has doubts about; rows in lanes that nobody serves; and the numbers
+of all other rows, the newest first, because a number can look right and not exist. What slips through (committed very
+late) is judged at its claim.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import structlog
+
+from daemon.core.address import plausible
+from daemon.core.inspection import Refusal
+from daemon.core.lifecycle import RANKS, Status
+from daemon.database import DatabaseDown, sleep_unless
+
+if TYPE_CHECKING:
+    import asyncio
+    from collections.abc import Sequence
+
+    from asyncpg import Record
+
+    from daemon.database import Line
+    from daemon.desk import Desk
+    from daemon.observer import Observer
+    from daemon.outbox import Outbox
+
+log = structlog.get_logger()
+
+LOOK_S = 0.25
+BATCH = 1000  # rows judged at a time: 5 to 10 ms of the loop
+AHEAD = 5000  # numbers read at a time
+STATEMENTS = ("suspects", "strays", "lanes", "declared", "ahead_numbers")
+
+
+class Inspector:
+    """Reads ahead and ends what cannot be sent."""
+
+    name = "inspector"
+
+    def __init__(self, line: Line, outbox: Outbox, desk: Desk, observer: Observer) -> None:
+        self._line = line
+        self._outbox = outbox
+        self._desk = desk
+        self._observer = observer
+        self.lanes_seen: frozenset[str] = frozenset()  # lanes that had rows at the last look
+        self._top = 0  # the highest row number seen
+        self._unread: list[tuple[int, int]] = []  # stretches of numbers not read yet, the newest last
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Look until *stop*."""
+        while not await sleep_unless(stop, LOOK_S):
+            try:
+                await self._suspects()
+                await self._strays()
+                await self._ahead(stop)
+            except DatabaseDown:
+                await sleep_unless(stop, 1.0)
+
+    async def _suspects(self) -> None:
+        while rows := await self._line.fetch("suspects", BATCH):
+            await self._end([(row, self._desk.inspect(row)) for row in rows])
+            if len(rows) < BATCH:
+                return
+
+    async def _strays(self) -> None:
+        lanes = frozenset(row["lane"] for row in await self._line.fetch("lanes"))
+        if any(lane.startswith("@") for lane in lanes - self.lanes_seen):
+            self._outbox.wake()
+        self.lanes_seen = lanes
+        served = {f"@{sender.address}" for sender in self._desk.settings.senders} | set(self._desk.settings.services)
+        if not lanes - served:
+            return
+        declared = {row["service"] for row in await self._line.fetch("declared")}
+        unknown = sorted(lanes - served - declared)
+        if unknown:
+            rows = await self._line.fetch("strays", unknown, BATCH)
+            await self._end([(row, self._desk.inspect(row) or Refusal.failed("nobody serves its lane")) for row in rows])
+
+    async def _ahead(self, stop: asyncio.Event) -> None:
+        row = (await self._line.ask("SELECT min(seq) AS lowest, max(seq) AS newest FROM outrider.queue"))[0]
+        if row["newest"] is not None and row["newest"] > self._top:
+            self._unread.append((max(self._top, row["lowest"] - 1), row["newest"]))
+            self._top = row["newest"]
+        while self._unread and not stop.is_set():
+            after, upto = self._unread.pop()
+            start = max(after, upto - AHEAD)
+            if start > after:
+                self._unread.append((after, start))
+            rows = await self._line.fetch("ahead_numbers", start, upto)
+            judged = [(row, self._desk.unreadable(row)) for row in rows if not plausible(row["recipient"] or "")]
+            await self._end([(row, refusal) for row, refusal in judged if refusal is not None])
+
+    async def _end(self, judged: Sequence[tuple[Record, Refusal | None]]) -> None:
+        if not judged:
+            return
+        words = [(row, refusal or Refusal(Status.QUEUED, "")) for row, refusal in judged]
+        ended = await self._outbox.refuse(
+            [row["id"] for row, _ in words],
+            [row["attempts"] for row, _ in words],
+            ["ready" if refusal.status is Status.QUEUED else refusal.status.value for _, refusal in words],
+            [RANKS[refusal.status] for _, refusal in words],
+            [refusal.reason for _, refusal in words],
+        )
+        if ended:
+            log.info("rows.refused", count=ended, first_reason=next(r.reason for _, r in words if r.status is not Status.QUEUED))
+        for _, refusal in words:
+            if refusal.status is not Status.QUEUED:
+                self._observer.refused(refusal.status.value)

@@ -1,0 +1,187 @@
+"""
+The janitor: periodic duty. Doubts are resolved by evidence, or ended by policy; rows that wait behind nobody are freed;
+weeks are made ahead; what the pages show is sampled.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+from uuid import UUID
+
+import structlog
+
+from daemon.core.address import Address, read
+from daemon.core.doubt import Decide, Look, next_step
+from daemon.core.lifecycle import RANKS, Status
+from daemon.core.message import Attempt
+from daemon.core.outcome import Accepted, Uncertain, Unreachable
+from daemon.database import DatabaseDown, sleep_unless
+from daemon.provider import Absent, Unclear
+
+if TYPE_CHECKING:
+    import asyncio
+    from collections.abc import Callable, Mapping
+
+    from aiolimiter import AsyncLimiter
+    from asyncpg import Record
+
+    from daemon.database import Line
+    from daemon.desk import Desk
+    from daemon.gates import Gate
+    from daemon.leases import Leases
+    from daemon.observer import Observer
+    from daemon.provider import Finding
+
+log = structlog.get_logger()
+
+LOOK_S = 0.5
+DOUBTS = 50  # doubts looked into at a time
+NEXT_LOOK_S = 20.0  # when a doubt is looked into again, unless its plan says sooner
+ORDER_HOLD_S = 60.0  # how long a head may hold the others of its order_key
+WEEKS_S = 3600.0
+SAMPLE_SHARE = 20  # a sample of the backlog may take one part in so many of the time
+STATEMENTS = ("doubts", "decide", "free_order", "late", "attempts")
+
+
+class Janitor:
+    """Does what is due."""
+
+    name = "janitor"
+
+    def __init__(
+        self,
+        line: Line,
+        desk: Desk,
+        leases: Leases,
+        gates: Mapping[str, Gate],
+        observer: Observer,
+        *,
+        questions: AsyncLimiter,
+        woken: Callable[[], None],
+    ) -> None:
+        self._line = line
+        self._desk = desk
+        self._leases = leases
+        self._gates = gates
+        self._observer = observer
+        self._questions = questions
+        self._woken = woken
+        self._absent: dict[UUID, float] = {}  # in doubt, and since when the provider has not known it
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Sweep until *stop*."""
+        weeks_at, sample_at = 0.0, 0.0
+        while not await sleep_unless(stop, LOOK_S):
+            now = self._desk.tick()
+            try:
+                await self._doubts(stop)
+                if await self._line.fetch("free_order", 500, ORDER_HOLD_S):
+                    self._woken()
+                if now >= weeks_at:
+                    await self._line.ask("SELECT outrider.make_weeks()")
+                    weeks_at = now + WEEKS_S
+                if now >= sample_at:
+                    await self._sample()
+                    sample_at = self._desk.tick() + max(1.0, SAMPLE_SHARE * (self._desk.tick() - now))
+            except DatabaseDown:
+                await sleep_unless(stop, 1.0)
+
+    async def _sample(self) -> None:
+        self._observer.backlog(await self._line.ask("SELECT * FROM outrider.backlog"))
+
+    async def _doubts(self, stop: asyncio.Event) -> None:
+        lanes = [lane for lane, group in self._desk.lanes.items() if group in self._leases.held]
+        for row in await self._line.fetch("doubts", lanes, DOUBTS, NEXT_LOOK_S):
+            if stop.is_set():
+                return
+            await self._resolve(row)
+
+    async def _resolve(self, row: Record) -> None:
+        """Look into one doubt: evidence first, then the policy of its intent."""
+        if row["heard"] is not None and RANKS[Status(row["heard"])] >= RANKS[Status.ACCEPTED]:
+            await self._found(row, Accepted(None, row["heard"]), "a receipt had come")
+            return
+        finding = await self._ask(row)
+        if isinstance(finding, Accepted):
+            await self._found(row, finding, "the provider, when asked, knew it")
+            return
+        now = self._desk.now()
+        since = row["since"].timestamp() if row["since"] is not None else now
+        if isinstance(finding, Absent):
+            self._absent.setdefault(row["id"], now)
+        else:
+            self._absent.pop(row["id"], None)
+        settings = self._desk.settings.intent(row["intent"] or "")
+        step = next_step(
+            now=now,
+            since=since,
+            absent_since=self._absent.get(row["id"]),
+            askable=finding is not None,
+            dispatched=row["provider"] is not None,
+            policy=row["on_ambiguous"] or settings.on_ambiguous,
+            resolve_for_s=settings.resolve_for,
+            expires_at=row["useless_at"].timestamp() if row["useless_at"] is not None else None,
+            canceled=row["id"] in self._desk.canceled,
+        )
+        match step:
+            case Decide(status, reason):
+                await self._decide(row, status, reason)
+            case Look(at):
+                await self._line.ask(
+                    "UPDATE outrider.queue SET due_at = to_timestamp($2) WHERE id = $1 AND state = 'unknown'", row["id"], at
+                )
+
+    async def _ask(self, row: Record) -> Finding | None:
+        """Ask the provider; None where it cannot be asked, or nobody knows whom to ask."""
+        gate = self._gates.get(row["provider"] or "")
+        if gate is None:
+            return None
+        attempt = self._attempt(row)
+        question = gate.dialect.find(attempt)
+        if question is None:
+            return None
+        async with self._questions:
+            answer = await gate.transport.exchange(question, deadline_s=gate.timeout_s)
+        if isinstance(answer, Unreachable | Uncertain):
+            return Unclear(answer.reason)
+        return gate.dialect.found(attempt, answer)
+
+    def _attempt(self, row: Record) -> Attempt:
+        found = read(row["recipient"] or "", "sms")
+        return Attempt(
+            id=row["id"],
+            attempt=row["attempts"],
+            provider=row["provider"],
+            sender=row["sender"],
+            recipient=found.e164 if isinstance(found, Address) else row["recipient"] or "",
+            text=self._desk.text_of(row["body"], row["template"], row["variables"]),
+            segments=row["segments"] or 1,
+            sent_at=row["since"].timestamp(),
+        )
+
+    async def _found(self, row: Record, accepted: Accepted, how: str) -> None:
+        """It was sent: out of doubt."""
+        moment = row["since"]
+        rank = RANKS[Status(accepted.status)]
+        await self._line.fetch(
+            "late", [row["id"]], [row["attempts"]], [accepted.status], [rank], [row["segments"]], [row["provider"]],
+            [accepted.sender or row["sender"]], [accepted.reference], [moment],
+        )  # fmt: skip
+        await self._story(row, "evidence", "accepted", how, accepted.reference)
+        self._absent.pop(row["id"], None)
+        self._observer.resolved("accepted")
+
+    async def _decide(self, row: Record, status: str, reason: str) -> None:
+        """Nothing told: the decision, for all to read."""
+        if await self._line.fetch("decide", row["id"], row["attempts"], status, RANKS.get(Status(status), 0) if status != "ready" else 0, reason):
+            await self._story(row, "decision", "resend" if status == "ready" else status, reason, None)
+            self._observer.resolved(status)
+            self._absent.pop(row["id"], None)
+            self._woken()
+
+    async def _story(self, row: Record, kind: str, outcome: str, reason: str, reference: str | None) -> None:
+        await self._line.ask(
+            "INSERT INTO outrider.attempt (id, attempt, kind, provider, sender, segments, outcome, reason, reference)"
+            " VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9) ON CONFLICT (id, attempt, kind) DO NOTHING",
+            row["id"], row["attempts"], kind, row["provider"], row["sender"], row["segments"], outcome, reason, reference,
+        )  # fmt: skip

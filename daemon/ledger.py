@@ -1,0 +1,274 @@
+"""
+The ledger: verdicts written back in batches, fenced by the epoch of the lease.
+
+Nobody waits for it: a verdict is put down in memory (and, before that, in the dispatch log), and the writer carries all
+that came together to Postgres. While Postgres is away they wait here, are never sent again, and are written when it is
+back; after a crash the dispatch log tells them to the next run.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Protocol
+from uuid import UUID
+
+import structlog
+
+from daemon.core.lifecycle import RANKS, WAITING, Status
+from daemon.core.outcome import Accepted, Outcome, Rejected, Throttled, Uncertain, Unreachable
+from daemon.core.verdict import Again, Doubt, Ended, Handed, Verdict
+from daemon.database import RETRY_MAX_S, RETRY_MIN_S, DatabaseDown, first_of
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from asyncpg import Record
+
+    from daemon.core.message import Message
+    from daemon.database import Line
+    from daemon.journal import Journal
+    from daemon.observer import Observer
+
+log = structlog.get_logger()
+
+BATCH = 500  # verdicts in one write
+GATHER_S = 0.005  # how long the first of a batch waits for company; 20 ms only added latency
+FIRST_LOOK_S = 5.0  # after so long a message in doubt is asked for (facts: reliability 2.5)
+STATEMENTS = ("settle", "giveback", "attempts", "late")
+
+
+@dataclass(slots=True, kw_only=True)
+class Word:
+    """A verdict as the tables want it. Plain values, so that the dispatch log can keep it."""
+
+    grp: str
+    id: UUID
+    attempt: int
+    status: str  # a final or waiting status; 'ready' or 'unknown' for a row that comes back
+    rank: int = 0
+    segments: int | None = None
+    provider: str | None = None
+    sender: str | None = None
+    reference: str | None = None
+    code: str | None = None
+    reason: str | None = None
+    at: float = 0.0  # wall clock: when accepted, or when the attempt was judged
+    due_at: float = 0.0
+    charge: int = 0
+    story: str | None = None  # how the exchange ended, when that is worth an attempt row
+
+    @property
+    def back(self) -> bool:
+        """Whether the row goes back to the queue."""
+        return self.status in {"ready", "unknown"}
+
+
+def word(message: Message, grp: str, verdict: Verdict, *, now: float, exchange: Exchange | None = None) -> Word:
+    """*verdict* on *message* as a word for the ledger; *exchange* when there was one."""
+    said = Word(grp=grp, id=message.id, attempt=message.attempt, status="", at=now)
+    if exchange is not None:
+        said.provider, said.sender, said.segments = exchange.provider, exchange.sender, message.segments
+        said.story = None if isinstance(exchange.outcome, Accepted) else told(exchange.outcome)
+    match verdict:
+        case Handed(outcome):
+            said.status, said.rank = outcome.status, RANKS[Status(outcome.status)]
+            said.reference, said.segments = outcome.reference, outcome.segments or message.segments
+            said.sender = outcome.sender or said.sender
+            said.reason = None if outcome.reference else "accepted, but the provider's answer was cut short"
+        case Ended(status, reason, code):
+            said.status, said.rank, said.reason, said.code = status.value, RANKS[status], reason, code or None
+        case Again(due_at, reason, spent):
+            said.status, said.due_at, said.charge, said.reason = "ready", due_at, int(spent), reason
+        case Doubt(reason):
+            said.status, said.due_at, said.reason = "unknown", now + FIRST_LOOK_S, f"may have been sent: {reason}"
+    return said
+
+
+@dataclass(frozen=True, slots=True)
+class Exchange:
+    """What was tried, and what came of it."""
+
+    provider: str
+    sender: str
+    outcome: Outcome
+    took_s: float
+
+
+def told(outcome: Outcome) -> str:
+    """The word of an outcome, as the attempt table and the metrics spell it."""
+    match outcome:
+        case Accepted():
+            return "accepted"
+        case Rejected():
+            return "rejected"
+        case Throttled():
+            return "throttled"
+        case Unreachable():
+            return "unreachable"
+        case Uncertain():
+            return "uncertain"
+
+
+class Hands(Protocol):
+    """Who holds the messages: told when they are out of hand, asked which claims a batch empties."""
+
+    def closing(self, words: Sequence[Word]) -> list[UUID]:
+        """The claims that have nothing left in hand once *words* are written."""
+        ...
+
+    def released(self, words: Sequence[Word]) -> None:
+        """*words* are written."""
+        ...
+
+    def rewind(self, lane: str, level: int, due_at: datetime) -> None:
+        """A row stands ready there that may lie before the lane's mark."""
+        ...
+
+    def fences(self) -> Mapping[str, int]:
+        """The epoch under which each group is held."""
+        ...
+
+
+class Ledger:
+    """Takes words without waiting, writes them together."""
+
+    name = "ledger"
+
+    def __init__(self, line: Line, journal: Journal, hands: Hands, *, owner: UUID, observer: Observer) -> None:
+        self._line = line
+        self._journal = journal
+        self._hands = hands
+        self._owner = owner
+        self._observer = observer
+        self._words: list[Word] = []
+        self._some = asyncio.Event()
+        self.writing = 0  # words in the write under way
+
+    @property
+    def pending(self) -> int:
+        """Verdicts that Postgres does not have yet."""
+        return len(self._words) + self.writing
+
+    def put(self, said: Word) -> None:
+        """Write *said* down: at once in the dispatch log when something was sent, soon in Postgres."""
+        if said.provider is not None:
+            self._journal.answered(said.id, said.attempt, said)
+        self._words.append(said)
+        self._some.set()
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Write until *stop* and until everything is written."""
+        pause = RETRY_MIN_S
+        while not (stop.is_set() and not self._words):
+            if not self._words:
+                self._some.clear()
+                await first_of(self._some, stop)
+                continue
+            if len(self._words) < BATCH:
+                await asyncio.sleep(GATHER_S)
+            batch, self._words = self._words[:BATCH], self._words[BATCH:]
+            self.writing = len(batch)
+            try:
+                await self.write(batch)
+                pause = RETRY_MIN_S
+            except DatabaseDown:
+                self._words[:0] = batch
+                await asyncio.sleep(pause)
+                pause = min(pause * 2, RETRY_MAX_S)
+            finally:
+                self.writing = 0
+
+    async def write(self, batch: Sequence[Word], *, fence: Mapping[str, int] | None = None) -> None:
+        """
+        Write *batch*, under the epochs we hold or those of *fence*.
+
+        Raises DatabaseDown, and may then be run again: what took effect is not found twice.
+        """
+        stories = [said for said in batch if said.story]
+        if stories:
+            await self._line.fetch("attempts", *_attempts(stories))
+        fence = self._hands.fences() if fence is None else fence
+        fenced: list[object] = [self._owner, list(fence), list(fence.values())]
+        back = [said for said in batch if said.back]
+        ended = [said for said in batch if not said.back]
+        done: set[UUID] = set()
+        if back:
+            rows = await self._line.fetch("giveback", *fenced, *_back(back), [])
+            done.update(row["id"] for row in rows)
+        rows = await self._line.fetch("settle", *fenced, *_ended(ended), self._hands.closing(batch))
+        done.update(row["id"] for row in rows if row["id"] is not None)
+        await self._late([said for said in ended if said.id not in done and said.status in WAITING])
+        self._finish(batch, rows, fenced_out=len(batch) - len(done))
+
+    async def _late(self, words: Sequence[Word]) -> None:
+        """An acceptance that was fenced, or written before a lost COMMIT: never thrown away."""
+        if words:
+            rows = [(w.id, w.attempt, w.status, w.rank, w.segments, w.provider, w.sender, w.reference, _moment(w.at)) for w in words]
+            await self._line.fetch("late", *map(list, zip(*rows, strict=True)))
+
+    def _finish(self, batch: Sequence[Word], rows: Sequence[Record], *, fenced_out: int) -> None:
+        for said in batch:
+            self._journal.settled(said.id, said.attempt)
+            self._observer.settled(said.status)
+        if fenced_out:
+            self._observer.fenced(fenced_out)
+        self._hands.released(batch)
+        for row in rows:
+            if row["lane"] is not None:
+                self._hands.rewind(row["lane"], row["level"], row["due_at"])
+
+
+def recalled(said: Mapping[str, object], id: UUID, grp: str) -> Word:
+    """A word the dispatch log kept."""
+    return Word(**{**said, "id": id, "grp": grp})  # type: ignore[arg-type]  # our own record, checksummed
+
+
+def _ended(words: Sequence[Word]) -> list[list[object]]:
+    return [
+        [said.grp for said in words],
+        [said.id for said in words],
+        [said.attempt for said in words],
+        [said.status for said in words],
+        [said.rank for said in words],
+        [said.segments for said in words],
+        [said.provider for said in words],
+        [said.sender for said in words],
+        [said.reference for said in words],
+        [said.code for said in words],
+        [said.reason for said in words],
+        [_moment(said.at) if said.status in WAITING else None for said in words],
+    ]
+
+
+def _back(words: Sequence[Word]) -> list[list[object]]:
+    return [
+        [said.grp for said in words],
+        [said.id for said in words],
+        [said.attempt for said in words],
+        [said.status for said in words],
+        [_moment(said.due_at) for said in words],
+        [said.charge for said in words],
+        [said.reason for said in words],
+    ]
+
+
+def _attempts(words: Sequence[Word]) -> list[list[object]]:
+    return [
+        [said.id for said in words],
+        [said.attempt for said in words],
+        ["exchange" for said in words],
+        [_moment(said.at) for said in words],
+        [said.provider for said in words],
+        [said.sender for said in words],
+        [said.segments for said in words],
+        [said.story for said in words],
+        [said.code for said in words],
+        [said.reason for said in words],
+        [said.reference for said in words],
+    ]
+
+
+def _moment(seconds: float) -> datetime:
+    return datetime.fromtimestamp(seconds, UTC)

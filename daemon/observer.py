@@ -1,0 +1,299 @@
+"""
+The observer: hears what happens, counts it for Prometheus, and can say at any moment how the daemon is.
+
+The engine tells it in passing (about a microsecond each); it answers for ``/healthz``, ``/readyz``, ``/metrics`` and the
+page without asking anybody. Nothing it keeps holds a number or a text.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from typing import TYPE_CHECKING
+
+from daemon import __version__
+from daemon.core.lifecycle import RANKS, Status
+from daemon.core.outcome import Accepted
+from daemon.ledger import told
+from daemon.watch import (
+    Backlog,
+    BreakerState,
+    Health,
+    Held,
+    History,
+    Pace,
+    Pause,
+    ProviderNow,
+    Rates,
+    SenderNow,
+    SenderState,
+    Spread,
+    Stage,
+    State,
+    Trouble,
+    Window,
+)
+from daemon.watch import Status as Everything
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from asyncpg import Record
+
+    from daemon.callbacks import Kind, Result
+    from daemon.clock import Clock
+    from daemon.core.message import Message
+    from daemon.core.verdict import Verdict
+    from daemon.engine import Engine
+    from daemon.ledger import Exchange
+    from daemon.metrics import Metrics
+    from daemon.receipts import News
+    from daemon.settings import Settings
+
+STUCK_S = 20.0  # an outbox that has not looked for so long, or a ledger that has not written, is not progressing
+TROUBLES = 20
+HISTORY_S = 120
+_STATES = ("closed", "half_open", "open")  # as the metric counts them
+
+
+class Observer:
+    """Counts, and answers."""
+
+    def __init__(self, metrics: Metrics, clock: Clock, settings: Settings) -> None:
+        self.engine: Engine | None = None  # set once, by app.py
+        self._metrics = metrics
+        self._clock = clock
+        self._settings = settings
+        self._started = clock.tick()
+        self._state = State.STARTING
+        self._totals: Counter[str] = Counter()
+        self._claimed, self._sent, self._delivered = Window(), Window(), Window()
+        self._segments: dict[str, Window] = {}
+        self._errors: dict[tuple[str, str], Window] = {}
+        self._spreads = {stage: Spread() for stage in Stage}
+        self._queue: tuple[Backlog, ...] = ()
+        self._troubles: deque[Trouble] = deque(maxlen=TROUBLES)
+        self._looked_at = self._written_at = clock.tick()
+
+    # Told by the engine, in the order in which a message passes.
+
+    def looked(self) -> None:
+        """The outbox has looked for work."""
+        self._looked_at = self._clock.tick()
+
+    def claimed(self, rows: Sequence[Record]) -> None:
+        """Rows were taken."""
+        tick, now = self._clock.tick(), self._clock.now()
+        self._claimed.add(tick, len(rows))
+        if rows:
+            self._metrics.claims.inc()
+        for row in rows:
+            waited = max(now - row["due_at"].timestamp(), 0.0)
+            self._spreads[Stage.QUEUE].add(tick, waited)
+            self._metrics.messages_claimed(row["service"] or "default", str(row["level"])).inc()
+            self._metrics.queue_wait(str(row["level"])).observe(waited)
+
+    def left(self, message: Message, provider: str, sender: str, waited_s: float) -> None:
+        """Its first byte is leaving, *waited_s* after it was claimed."""
+        tick = self._clock.tick()
+        age = max(self._clock.now() - message.due_at, 0.0)
+        self._spreads[Stage.TURN].add(tick, waited_s)
+        self._spreads[Stage.COMMIT_TO_PROVIDER].add(tick, age)
+        self._segments.setdefault(sender, Window()).add(tick, message.segments)
+        level = str(message.level)
+        self._metrics.segments_sent(provider, sender).inc(message.segments)
+        self._metrics.turn_wait(level).observe(waited_s)
+        self._metrics.commit_to_provider(level).observe(age)
+
+    def judged(self, message: Message, verdict: Verdict, exchange: Exchange | None) -> None:
+        """An exchange, or none, ended in *verdict*."""
+        if exchange is None:
+            return
+        tick, outcome = self._clock.tick(), told(exchange.outcome)
+        self._spreads[Stage.EXCHANGE].add(tick, exchange.took_s)
+        self._metrics.exchanges(exchange.provider, outcome).inc()
+        self._metrics.exchange(exchange.provider).observe(exchange.took_s)
+        if isinstance(exchange.outcome, Accepted):
+            self._sent.add(tick)
+        else:
+            self._errors.setdefault((exchange.provider, outcome), Window()).add(tick)
+
+    def settled(self, status: str) -> None:
+        """A verdict is in Postgres."""
+        self._written_at = self._clock.tick()
+        self._totals[status] += 1
+        self._metrics.verdicts(status).inc()
+
+    def fenced(self, count: int) -> None:
+        """Verdicts that were not ours to write, or had been written before."""
+        self._metrics.verdicts_fenced.inc(count)
+
+    def refused(self, status: str) -> None:
+        """The inspector has ended a row."""
+        self._totals[status] += 1
+        self._metrics.inspector_refused(status).inc()
+
+    def resolved(self, status: str) -> None:
+        """A doubt has ended."""
+        self._totals[f"resolved_{status}"] += 1
+        self._metrics.doubts_resolved(status).inc()
+
+    def signal(self, kind: str) -> None:
+        """A signal took effect."""
+        self._metrics.signals(kind).inc()
+
+    def breaker(self, provider: str, state: str) -> None:
+        """A gate has changed."""
+        self._metrics.breaker_state(provider).set(_STATES.index(state))
+        self.trouble(f"provider {provider}: its gate is {state}")
+
+    def heard(self, news: Sequence[News]) -> None:
+        """Receipts are committed."""
+        tick = self._clock.tick()
+        for one in news:
+            status = one.receipt.status
+            self._metrics.receipts(one.provider, status.value).inc()
+            if one.receipt.final and RANKS[status] >= RANKS[Status.FAILED]:
+                self._totals[status.value] += 1
+                if status in {Status.DELIVERED, Status.READ}:
+                    self._delivered.add(tick)
+
+    def callback(self, provider: str, kind: Kind, result: Result) -> None:
+        """A callback ended as *result* (callbacks.Tally)."""
+        if result not in {"kept", "empty"}:
+            self._metrics.callbacks_refused(provider, result).inc()
+        if result == "forged":
+            self.trouble(f"a callback in the name of {provider} had a bad signature")
+
+    def trouble(self, what: str) -> None:
+        """Something an operator should see."""
+        self._troubles.appendleft(Trouble(at=self._clock.now(), what=what))
+
+    def backlog(self, rows: Sequence[Record]) -> None:
+        """A sample of the queue."""
+        now = self._clock.now()
+        waiting: dict[tuple[str, int], tuple[int, float | None]] = {}
+        for row in rows:
+            many, age = waiting.get((row["lane"], row["level"]), (0, None))
+            if row["oldest_due"] is not None:
+                age = max(now - row["oldest_due"].timestamp(), age or 0.0)
+            waiting[row["lane"], row["level"]] = (many + row["messages"], age)
+        self._queue = tuple(
+            Backlog(service=lane, level=level, messages=many, oldest_due_age_s=age) for (lane, level), (many, age) in sorted(waiting.items())
+        )
+        self._metrics.sampled({(one.service, str(one.level)): (one.messages, one.oldest_due_age_s or 0.0) for one in self._queue})
+
+    def beat(self, *, lag_s: float) -> None:
+        """A second has passed; the loop was *lag_s* late."""
+        self._metrics.loop_lag.observe(lag_s)
+
+    # Stages of the process.
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the database has been opened."""
+        return self._state is not State.STARTING
+
+    def serving(self) -> None:
+        """The database is open and work goes on."""
+        self._state = State.SERVING
+        self._looked_at = self._written_at = self._clock.tick()
+
+    def draining(self) -> None:
+        """Told to stop."""
+        self._state = State.DRAINING
+
+    def stopped(self) -> None:
+        """All is done."""
+        self._state = State.STOPPED
+
+    # Asked by the web (watch.Watch).
+
+    def health(self) -> Health:
+        """Whether it is alive and progressing."""
+        engine, tick = self._running(), self._clock.tick()
+        detail: dict[str, object] = {"in_hand": engine.outbox.in_hand, "unwritten": engine.ledger.pending, "database": engine.claims.up}
+        stuck = self._state is State.SERVING and engine.claims.up and tick - self._looked_at > STUCK_S
+        unwritten = engine.settlements.up and engine.ledger.pending > 0 and tick - self._written_at > STUCK_S
+        return Health(alive=True, progressing=not (stuck or unwritten), state=self._now(), detail=detail)
+
+    def ready(self) -> tuple[bool, str]:
+        """Whether it does its work, and what is missing when it does not."""
+        engine = self._running()
+        if self._state is State.STARTING:
+            return False, "the database does not answer yet"
+        if engine.desk.held:
+            return False, engine.desk.held
+        if self._state is not State.SERVING:
+            return False, f"it is {self._state}"
+        if not (engine.claims.up and engine.chores.up):
+            return False, "the database does not answer"
+        if not engine.leases.held:
+            return False, "another daemon holds all the leases"
+        return True, "serving"
+
+    def metrics(self) -> tuple[bytes, str]:
+        """The metrics as Prometheus reads them."""
+        engine = self._running()
+        for level, many in engine.outbox.in_hand_by_level().items():
+            self._metrics.in_hand(str(level)).set(many)
+        for name, gate in engine.gates.items():
+            self._metrics.in_flight(name).set(gate.in_flight)
+        self._metrics.database_up.set(engine.claims.up)
+        self._metrics.dispatch_log_size.set(engine.journal.bytes_used)
+        return self._metrics.render()
+
+    def status(self) -> Everything:
+        """Everything worth knowing now."""
+        engine, tick = self._running(), self._clock.tick()
+        latency = (spread.latency(tick, stage) for stage, spread in self._spreads.items())
+        return Everything(
+            at=self._clock.now(),
+            version=__version__,
+            instance=str(engine.owner),
+            state=self._now(),
+            uptime_s=tick - self._started,
+            held=engine.desk.held,
+            totals=dict(self._totals),
+            rates=Rates(claimed=_pace(self._claimed, tick), sent=_pace(self._sent, tick), delivered=_pace(self._delivered, tick)),
+            history=History(sent=self._sent.series(tick, HISTORY_S), delivered=self._delivered.series(tick, HISTORY_S)),
+            latency=tuple(found for found in latency if found is not None),
+            queue=self._queue,
+            senders=tuple(self._sender(address, tick) for address in engine.lanes.addresses),
+            providers=tuple(self._provider(name, tick) for name in engine.gates),
+            groups=tuple(Held(group=group, epoch=epoch) for group, epoch in engine.leases.held.items()),
+            pauses=tuple(Pause(what=what, reason=reason) for what, reason in engine.desk.pauses.items()),
+            troubles=tuple(self._troubles),
+        )
+
+    def _sender(self, address: str, tick: float) -> SenderNow:
+        engine = self._running()
+        lane = engine.lanes[address]
+        used = self._segments[address].per_second(tick, 60) / lane.sender.rate if address in self._segments else 0.0
+        paused = engine.desk.paused(f"sender:{address}") or engine.desk.paused("all")
+        blocked = engine.router.blocked(lane.sender, tick)
+        state = SenderState.PAUSED if paused else SenderState.BLOCKED if blocked else SenderState.OPEN
+        return SenderNow(
+            address=address, provider=lane.sender.provider, rate=lane.pace.effective, used=min(used, 1.0),
+            waiting=lane.backlog, state=state, reason=paused or blocked or "",
+        )  # fmt: skip
+
+    def _provider(self, name: str, tick: float) -> ProviderNow:
+        gate = self._running().gates[name]
+        errors = {kind: round(60 * window.per_second(tick, 60)) for (provider, kind), window in self._errors.items() if provider == name}
+        return ProviderNow(
+            name=name,
+            breaker=BreakerState(gate.state),
+            in_flight=gate.in_flight,
+            errors={kind: many for kind, many in errors.items() if many},
+        )
+
+    def _now(self) -> State:
+        return State.HOLDING if self._state is State.SERVING and self._running().desk.held else self._state
+
+    def _running(self) -> Engine:
+        assert self.engine is not None  # app.py sets it before anything runs
+        return self.engine
+
+
+def _pace(window: Window, tick: float) -> Pace:
+    return Pace(last_10_s=window.per_second(tick, 10), last_60_s=window.per_second(tick, 60))

@@ -1,0 +1,88 @@
+"""Which sender, at which provider: the facts, for the decision in ``core/routing.py``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from daemon.core import routing
+from daemon.core.routing import Candidate, Choice, Sender, Unroutable
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from daemon.core.message import Message
+    from daemon.desk import Desk
+    from daemon.gates import Gate
+    from daemon.lanes import Lane, Lanes
+
+
+@dataclass(frozen=True, slots=True)
+class Pool:
+    """A service's senders and how it uses them."""
+
+    senders: tuple[str, ...]
+    sticky: bool = False
+    default_region: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """Where one message goes."""
+
+    lane: Lane
+    gate: Gate
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class Blocked:
+    """Nowhere to go just now: *reason*, and it is worth asking again after *wait_s*."""
+
+    reason: str
+    wait_s: float
+
+
+BLOCKED_S = 1.0  # how soon a message is tried again that found every gate shut
+
+
+class Router:
+    """Knows the senders, their lanes and gates."""
+
+    def __init__(self, lanes: Lanes, gates: Mapping[str, Gate], *, desk: Desk) -> None:
+        self._lanes = lanes
+        self._gates = gates
+        self._desk = desk
+        self.pools: Mapping[str, Pool] = {}
+        self.resting: dict[str, tuple[float, str]] = {}  # sender -> until when it refuses, and why
+
+    def choose(self, message: Message) -> Route | Blocked | Unroutable:
+        """The route of *message*."""
+        now = self._desk.tick()
+        pool = Pool((message.sender,)) if message.sender else self.pools[message.service]
+        candidates = [self._candidate(self._lanes[address], now) for address in pool.senders]
+        choice = routing.choose(candidates, recipient=message.recipient, recipient_region=self._desk.region(message), sticky=pool.sticky)
+        if isinstance(choice, Choice):
+            lane = self._lanes[choice.sender.address]
+            return Route(lane, self._gates[choice.sender.provider], choice.why)
+        blocked = [candidate.blocked for candidate in candidates if candidate.blocked]
+        return Blocked(blocked[0], BLOCKED_S) if blocked else choice
+
+    def rest(self, sender: Sender, seconds: float, reason: str) -> None:
+        """*sender* is not usable for a while."""
+        self.resting[sender.address] = (self._desk.tick() + seconds, reason)
+
+    def blocked(self, sender: Sender, now: float) -> str | None:
+        """Why *sender* may not be used now; None when it may."""
+        resting = self.resting.get(sender.address)
+        if resting is not None:
+            if now < resting[0]:
+                return f"sender refused: {resting[1]}"
+            del self.resting[sender.address]
+        gate = self._gates[sender.provider]
+        if gate.quota() == 0:
+            return f"provider {sender.provider} does not answer" if not gate.refused else f"provider {sender.provider} refuses us: {gate.refused}"
+        return self._desk.paused(f"sender:{sender.address}") or self._desk.paused(f"provider:{sender.provider}")
+
+    def _candidate(self, lane: Lane, now: float) -> Candidate:
+        return Candidate(sender=lane.sender, wait_s=lane.wait_s(now), blocked=self.blocked(lane.sender, now))

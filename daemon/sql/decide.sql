@@ -1,0 +1,18 @@
+-- Doubt ended by a decision: queued again, or ended without being sent. Guarded: evidence that came meanwhile wins.
+--   $1 id uuid, $2 attempt integer, $3 status text ('ready', or the final status), $4 rank smallint, $5 reason text
+WITH word AS (
+    SELECT q.id, q.lane, q.order_key FROM outrider.queue q
+     WHERE q.id = $1 AND q.attempts = $2 AND q.state = 'unknown' FOR UPDATE
+), again AS (
+    UPDATE outrider.queue q SET state = 'ready', due_at = clock_timestamp(), reason = $5
+      FROM word WHERE q.id = word.id AND $3 = 'ready'
+    RETURNING q.id
+), gone AS (
+    DELETE FROM outrider.queue q USING word WHERE q.id = word.id AND $3 <> 'ready'
+    RETURNING q.id
+), told AS (
+    INSERT INTO outrider.outcome (id, status, rank, attempts, reason)
+    SELECT id, $3, $4, $2, $5 FROM gone
+        ON CONFLICT (id) DO NOTHING
+)
+SELECT id FROM again UNION ALL SELECT id FROM gone

@@ -1,0 +1,24 @@
+-- Rows that come back: to be tried again later ('ready'), or with nobody knowing whether they were sent ('unknown').
+-- Returns the ids it changed. Safe to run again.
+--   $1 owner uuid, $2 fences text[], $3 epochs bigint[]            as in claim.sql
+--   $4 grps text[], $5 ids uuid[], $6 attempts integer[]           the attempt that came back
+--   $7 states text[], $8 due timestamptz[], $9 charges smallint[] (1: charged to its patience), $10 reasons text[]
+--   $11 closed uuid[]
+WITH fence AS MATERIALIZED (
+    SELECT l.grp
+      FROM unnest($2::text[], $3::bigint[]) AS mine (grp, epoch)
+      JOIN outrider.lease l ON l.grp = mine.grp
+     WHERE l.owner = $1 AND l.epoch = mine.epoch
+       FOR SHARE OF l
+), back AS (
+    UPDATE outrider.queue q
+       SET state = w.state, due_at = w.due_at, attempts = w.attempt, spent = least(q.spent + w.charge, 32767), reason = w.reason
+      FROM unnest($4::text[], $5::uuid[], $6::integer[], $7::text[], $8::timestamptz[], $9::smallint[], $10::text[])
+           AS w (grp, id, attempt, state, due_at, charge, reason)
+      JOIN fence f ON f.grp = w.grp
+     WHERE q.id = w.id AND q.attempts = w.attempt - 1
+    RETURNING q.id
+), closed AS (
+    DELETE FROM outrider.claim WHERE id = ANY ($11::uuid[]) AND owner = $1
+)
+SELECT id FROM back

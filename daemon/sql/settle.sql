@@ -1,0 +1,52 @@
+-- The last words, written back: out of the queue, into outcome, successors of an order_key freed, emptied claims closed.
+-- Safe to run again after a lost COMMIT: whatever it did is not found the second time. Returns the ids it settled; one
+-- that is missing was fenced, or settled before. And where freed rows stand (lane, level, due_at).
+--   $1 owner uuid, $2 fences text[], $3 epochs bigint[]            as in claim.sql
+--   $4 grps text[], $5 ids uuid[], $6 attempts integer[]           what is settled
+--   $7 statuses text[], $8 ranks smallint[], $9 segments smallint[], $10 providers text[], $11 senders text[],
+--   $12 references text[], $13 codes text[], $14 reasons text[], $15 accepted timestamptz[]
+--   $16 closed uuid[]                                              claims with nothing left in hand
+WITH fence AS MATERIALIZED (
+    SELECT l.grp
+      FROM unnest($2::text[], $3::bigint[]) AS mine (grp, epoch)
+      JOIN outrider.lease l ON l.grp = mine.grp
+     WHERE l.owner = $1 AND l.epoch = mine.epoch
+       FOR SHARE OF l
+), word AS MATERIALIZED (
+    SELECT w.*
+      FROM unnest($4::text[], $5::uuid[], $6::integer[], $7::text[], $8::smallint[], $9::smallint[], $10::text[],
+                  $11::text[], $12::text[], $13::text[], $14::text[], $15::timestamptz[])
+           AS w (grp, id, attempt, status, rank, segments, provider, sender, reference, code, reason, accepted_at)
+      JOIN fence f ON f.grp = w.grp
+), gone AS (
+    DELETE FROM outrider.queue q USING word w
+     WHERE q.id = w.id AND q.attempts = w.attempt - 1
+    RETURNING q.id, q.lane, q.order_key, q.seq
+), told AS (
+    INSERT INTO outrider.outcome AS o (id, status, rank, attempts, segments, provider, sender, reference, code, reason,
+                                       accepted_at)
+    SELECT w.id, w.status, w.rank, w.attempt, w.segments, w.provider, w.sender, w.reference, w.code, w.reason, w.accepted_at
+      FROM word w JOIN gone USING (id)
+    -- A receipt may have come before our own answer: the heavier word stays, the facts of the exchange are filled in.
+    ON CONFLICT (id) DO UPDATE
+       SET status = CASE WHEN excluded.rank > o.rank THEN excluded.status ELSE o.status END,
+           rank = greatest(excluded.rank, o.rank),
+           attempts = excluded.attempts,
+           segments = coalesce(excluded.segments, o.segments), provider = coalesce(excluded.provider, o.provider),
+           sender = coalesce(excluded.sender, o.sender), reference = coalesce(excluded.reference, o.reference),
+           code = CASE WHEN excluded.rank > o.rank THEN excluded.code ELSE o.code END,
+           reason = CASE WHEN excluded.rank > o.rank THEN excluded.reason ELSE o.reason END,
+           accepted_at = coalesce(excluded.accepted_at, o.accepted_at)
+), freed AS (
+    UPDATE outrider.queue q SET state = 'ready', reason = NULL
+      FROM gone g
+     WHERE g.order_key IS NOT NULL AND q.lane = g.lane AND q.order_key = g.order_key AND q.state = 'behind'
+       AND q.seq = (SELECT min(e.seq) FROM outrider.queue e
+                     WHERE e.lane = g.lane AND e.order_key = g.order_key AND e.id <> ALL ($5::uuid[]))
+    RETURNING q.lane, q.level, q.due_at
+), closed AS (
+    DELETE FROM outrider.claim WHERE id = ANY ($16::uuid[]) AND owner = $1
+)
+SELECT id, NULL AS lane, NULL::smallint AS level, NULL::timestamptz AS due_at FROM gone
+UNION ALL
+SELECT NULL, lane, level, due_at FROM freed

@@ -1,0 +1,8 @@
+-- Rows the intake has doubts about, with what is needed to judge them.
+--   $1 limit integer
+SELECT q.id, q.attempts, q.due_at, q.lane, o.created_at, o.recipient, o.channel, o.service, o.sender, o.body, o.template,
+       o.variables::text AS variables, o.media, o.intent, o.on_ambiguous, o.subject, isfinite(o.send_at) AS finite,
+       outrider.useless_at(o.created_at, o.send_at, o.validity, o.expires_at) AS useless_at
+  FROM outrider.queue q JOIN outrider.outbox o ON o.id = q.id
+ WHERE q.state = 'suspect'
+ ORDER BY q.due_at LIMIT $1

@@ -1,0 +1,33 @@
+"""What the world may reach: callbacks of providers, and a sign of life for the proxy in front."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from aiohttp import web
+
+from daemon.callbacks import BODY_MAX
+
+if TYPE_CHECKING:
+    from daemon.callbacks import Callbacks
+
+
+def public_app(callbacks: Callbacks) -> web.Application:
+    """The routes of the public listener. It tells nothing about the daemon, not even its name's version."""
+    app = web.Application(client_max_size=BODY_MAX)
+    app.on_response_prepare.append(_plain)
+    for method in ("GET", "POST"):
+        app.router.add_route(method, "/callbacks/{provider}/{token}", callbacks.receipt)
+        app.router.add_route(method, "/inbound/{provider}", callbacks.inbound)
+    app.router.add_get("/ping", _ping)
+    return app
+
+
+async def _ping(_request: web.Request) -> web.Response:
+    return web.Response(text="pong\n")
+
+
+async def _plain(_request: web.Request, response: web.StreamResponse) -> None:
+    response.headers["Server"] = "outrider"
+    response.headers["X-Content-Type-Options"] = "nosniff"
+    response.headers["Cache-Control"] = "no-store"
