@@ -10,17 +10,15 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import os
 import signal
 import socket
-import sys
 import time
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING
 
 import structlog
 
-from daemon import embedded, identity, providers
+from daemon import embedded, identity
 from daemon import log as logs
 from daemon.callbacks import Callbacks
 from daemon.clock import Clock
@@ -32,16 +30,18 @@ from daemon.metrics import Metrics
 from daemon.migrate import SchemaError
 from daemon.observer import Observer
 from daemon.pulse import Pulse
+from daemon.providers.twilio import Twilio, basic
 from daemon.settings import SettingsError, Simulator, describe_difference, load
 from daemon.supervisor import Service, notify, supervise
 from daemon.transport import Transport
 from daemon.web import Guard, Listener, operator_app, public_app
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     from daemon.provider import Dialect
-    from daemon.settings import Settings
+    from daemon.settings import Provider, Settings
 
 log = structlog.get_logger()
 
@@ -121,7 +121,7 @@ class App:
         gates: dict[str, Gate] = {}
         for name, provider in settings.providers.items():
             base_url = provider.base_url or await _simulator(provider, stack)
-            dialects[name] = providers.dialect(name, provider, public_url=public_url, base_url=base_url)
+            dialects[name] = _dialect(name, provider, public_url=public_url, base_url=base_url)
             transport = await stack.enter_async_context(Transport.open(connections=provider.connections))
             gates[name] = Gate(
                 dialects[name], transport, connections=provider.connections, timeout_s=provider.timeout_s, tick=clock.tick, observer=observer
@@ -154,18 +154,19 @@ class App:
             Stage(_Late(self._public, "public"), after=self._opened, until=written),
             self,
         ]
+        code = CLEAN
         try:
             await supervise(services, stop=stop, grace_s=settings.daemon.drain_s)
         except* SchemaError as trouble:
-            print(*trouble.exceptions, sep="\n", file=sys.stderr)
-            return BAD_CONFIGURATION
-        except* Exception as trouble:
+            log.error("schema.refused", reason="; ".join(map(str, trouble.exceptions)))
+            code = BAD_CONFIGURATION
+        except* (OSError, RuntimeError, TimeoutError) as trouble:
             log.error("daemon.failed", reasons=[repr(one) for one in trouble.exceptions])
-            return FAILED
+            code = FAILED
         finally:
             self._observer.stopped()
             await self._close()
-        return CLEAN
+        return code
 
     async def run(self, stop: asyncio.Event) -> None:
         """Open the database, however long it takes; then say that we are ready."""
@@ -233,6 +234,24 @@ class _Late:
 
     async def run(self, stop: asyncio.Event) -> None:
         await self._make().run(stop)
+
+
+def _dialect(name: str, provider: Provider, *, public_url: str, base_url: str) -> Dialect:
+    """The dialect of a configured provider. Both kinds there are speak Twilio's."""
+    token = provider.auth_token.get_secret_value()
+    second = provider.secondary_auth_token
+    user, secret = provider.account_sid, token
+    if provider.api_key_sid is not None and provider.api_key_secret is not None:
+        user, secret = provider.api_key_sid, provider.api_key_secret.get_secret_value()
+    return Twilio(
+        name=name,
+        account_sid=provider.account_sid,
+        authorization=basic(user, secret),
+        auth_tokens=(token, second.get_secret_value()) if second else (token,),
+        public_url=public_url,
+        base_url=base_url,
+        callback_options=provider.callback_options,
+    )
 
 
 async def _simulator(provider: object, stack: AsyncExitStack) -> str:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import re
 from dataclasses import replace
-from typing import TYPE_CHECKING, Literal, NoReturn, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias
 
 from aiohttp import web
 
@@ -32,7 +32,9 @@ WORD_MAX = 512  # characters of what a provider says in one field
 TEXT_MAX = 10_000  # characters of what a person wrote; 1,600 is the longest there is
 
 Kind: TypeAlias = Literal["receipt", "inbound"]
-Result: TypeAlias = Literal["kept", "stray", "empty", "forged", "too_big", "too_slow", "broken_off", "refused"]
+# kept, or with nothing in it we read (empty), or under a token that is not ours and kept all the same (stray);
+# not believed (forged); not taken in: too_big, too_slow, broken_off, and refused because we could not write it down.
+Result: TypeAlias = Literal["kept", "empty", "stray", "forged", "too_big", "too_slow", "broken_off", "refused"]
 
 _UNSTORABLE = re.compile("[\x00\ud800-\udfff]")  # what Postgres refuses in a text; one such would spoil a whole commit
 
@@ -50,7 +52,7 @@ class Book(Protocol):
 
 
 class Tally(Protocol):
-    """Counts callbacks for the metrics."""
+    """Counts callbacks."""
 
     def callback(self, provider: str, kind: Kind, result: Result) -> None:
         """One callback of *kind* ended as *result*. *provider* is one of ours, never a word from outside."""
@@ -80,14 +82,13 @@ class Callbacks:
     async def receipt(self, request: web.Request) -> web.Response:
         """``/callbacks/{provider}/{token}``: 204 once committed."""
         dialect = self._dialect(request)
-        callback = await self._read(request, dialect.name, "receipt")
-        receipts = dialect.receipts(callback)
+        receipts = dialect.receipts(await self._read(request, dialect.name, "receipt"))
         if isinstance(receipts, Forged):
             return self._forged(dialect.name, "receipt", receipts)
-        # A good signature with a token that is not ours is still the provider's word: parked until its message is known.
+        # A good signature with a foreign token is still the provider's word: parked until its message is known.
         owner = unseal(self._key, request.match_info["token"])
-        id_, attempt = owner or (None, None)
-        news = [News(id_, attempt, dialect.name, _storable(receipt)) for receipt in receipts]
+        message, attempt = owner or (None, None)
+        news = [News(message, attempt, dialect.name, _storable(receipt)) for receipt in receipts]
         try:
             await self._book.hear(news)
         except (DatabaseDown, Overrun):
@@ -98,8 +99,7 @@ class Callbacks:
     async def inbound(self, request: web.Request) -> web.Response:
         """``/inbound/{provider}``: the provider's empty reply, once kept and once a STOP is in force."""
         dialect = self._dialect(request)
-        callback = await self._read(request, dialect.name, "inbound")
-        message = dialect.inbound(callback)
+        message = dialect.inbound(await self._read(request, dialect.name, "inbound"))
         if isinstance(message, Forged):
             return self._forged(dialect.name, "inbound", message)
         if message is not None:
@@ -124,7 +124,6 @@ class Callbacks:
         return dialect
 
     async def _read(self, request: web.Request, provider: str, kind: Kind) -> Callback:
-        # Whatever is still on its way when we give up, we do not want to hear: hence force_close.
         try:
             if request.content.is_eof():
                 body = await request.read()  # came in one piece with its headers, as nearly all do: no timer needed
@@ -132,21 +131,17 @@ class Callbacks:
                 async with asyncio.timeout(self._body_timeout_s):
                     body = await request.read()
         except web.HTTPRequestEntityTooLarge:
-            self._give_up(provider, kind, "too_big", web.HTTPRequestEntityTooLarge(max_size=BODY_MAX))
+            raise self._give_up(provider, kind, "too_big", web.HTTPRequestEntityTooLarge(max_size=BODY_MAX)) from None
         except TimeoutError:
-            self._give_up(provider, kind, "too_slow", web.HTTPRequestTimeout())
-        except (web.RequestPayloadError, ConnectionError):  # a body that broke off, or was not chunked as it claimed
-            self._give_up(provider, kind, "broken_off", web.HTTPBadRequest())
-        headers: dict[str, str] = {}
-        for name, value in request.headers.items():
-            name = name.lower()
-            headers[name] = f"{headers[name]}, {value}" if name in headers else value
-        return Callback(method=request.method, target=request.raw_path, headers=headers, body=body)
+            raise self._give_up(provider, kind, "too_slow", web.HTTPRequestTimeout()) from None
+        except (web.RequestPayloadError, ConnectionError):  # it broke off, or was not what its headers claimed
+            raise self._give_up(provider, kind, "broken_off", web.HTTPBadRequest()) from None
+        return Callback(method=request.method, target=request.raw_path, headers=_lower(request.headers), body=body)
 
-    def _give_up(self, provider: str, kind: Kind, result: Result, answer: web.HTTPException) -> NoReturn:
+    def _give_up(self, provider: str, kind: Kind, result: Result, answer: web.HTTPException) -> web.HTTPException:
         self._metrics.callback(provider, kind, result)
-        answer.force_close()
-        raise answer from None
+        answer.force_close()  # what is still on its way we do not want to hear
+        return answer
 
     def _forged(self, provider: str, kind: Kind, forged: Forged) -> web.Response:
         self._metrics.callback(provider, kind, "forged")
@@ -155,6 +150,15 @@ class Callbacks:
     def _come_again(self, provider: str, kind: Kind) -> web.Response:
         self._metrics.callback(provider, kind, "refused")
         return web.Response(status=503, headers={"Retry-After": str(RETRY_AFTER_S)})
+
+
+def _lower(headers: Mapping[str, str]) -> dict[str, str]:
+    # A header that came twice counts as one with a comma (RFC 9110, 5.3): a second signature spoils the first.
+    lowered: dict[str, str] = {}
+    for name, value in headers.items():
+        key = name.lower()
+        lowered[key] = f"{lowered[key]}, {value}" if key in lowered else value
+    return lowered
 
 
 def _storable(receipt: Receipt) -> Receipt:

@@ -88,6 +88,7 @@ class Courier:
             return withdrawn.args[0], None
         outcome = answer if isinstance(answer, Unreachable | Uncertain) else gate.dialect.hear(answer)
         gate.learn(permit, outcome, self._desk.tick() - started)
+        self._router.learn(route, outcome)
         exchange = Exchange(gate.name, sender, outcome, self._desk.tick() - started)
         patience, now = self._desk.patience(message), self._desk.now()
         return judge(message, outcome, patience=patience, now=now, roll=random.random(), idempotent=gate.dialect.idempotent), exchange
@@ -101,3 +102,4 @@ class Courier:
                 raise Withdrawn(Again(until, reason, spent=False))
         self._journal.dispatched(message.id, message.attempt, sender, message.segments, self._desk.tick())
         turn.left()
+        self._desk.left(message, sender)

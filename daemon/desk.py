@@ -66,6 +66,7 @@ class Desk:
             services=frozenset(settings.services),
             senders=frozenset(sender.address for sender in settings.senders),
             templates=dict(settings.templates),
+            regions={name: service.default_region for name, service in settings.services.items()},
         )
 
     # What is asked of a message, in the order in which the courier asks.
@@ -162,9 +163,13 @@ class Desk:
         """The group its lane belongs to."""
         return self.lanes.get(message.lane, "")
 
+    def left(self, message: Message, sender: str) -> None:
+        """Its first byte is leaving."""
+        self._observer.left(message, self._providers[sender], sender)
+
     def judged(self, message: Message, verdict: Verdict, exchange: Exchange | None) -> None:
         """What became of it: for those who watch."""
-        self._observer.judged(message, verdict, exchange, self.now())
+        self._observer.judged(message, verdict, exchange)
 
     # What else is looked up here.
 

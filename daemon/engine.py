@@ -80,7 +80,7 @@ class Engine:
         self.router = Router(self.lanes, gates, desk=self.desk)
         self.outbox = Outbox(
             self.claims, owner=owner, wishes=self.wishes, fences=lambda: self.leases.held, deliver=lambda message: self.fleet.take(message),
-            observer=observer, in_hand_max=settings.daemon.in_hand,
+            observer=observer, in_hand_max=settings.daemon.in_hand, tick=clock.tick,
         )  # fmt: skip
         self.ledger = Ledger(self.settlements, journal, self.outbox, owner=owner, observer=observer)
         self.recovery = Recovery(self.chores, self.ledger, memory, owner=owner, now=clock.now, provider_of=self.desk.provider_of)

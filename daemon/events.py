@@ -14,22 +14,33 @@ if TYPE_CHECKING:
 
 EVENTS: Mapping[str, tuple[str, ...]] = {
     # the process
-    "library.spoke": ("library", "said"),  # a dependency's own words
+    "daemon.ready": ("instance", "operator"),  # operator: the port of the pages
+    "daemon.draining": ("in_hand",),
+    "daemon.refused": ("reason",),  # it could not begin
+    "daemon.failed": ("reasons",),  # it did not end well
     "service.failed": ("service",),  # one part of the daemon fell: the others drain
-    # the configuration
-    "settings.changed": ("difference",),  # SIGHUP: one line per change
-    "settings.refused": ("mistakes",),  # SIGHUP: the old ones stay
+    "library.spoke": ("library", "said"),  # a dependency's own words
+    # the configuration, after SIGHUP
+    "settings.reloaded": ("changes", "after_restart"),  # one line per change
+    "settings.refused": ("mistakes",),  # the old ones stay
     # the database, leases and what stands in them
+    "database.confirmed": (),  # it is the one this state folder belongs to
+    "database.strange": ("reason",),  # it is not: nothing is sent until a person has spoken
+    "database.unreachable": ("error", "hint"),
     "database.lost": ("line", "error"),
+    "schema.migrated": ("step",),
+    "schema.refused": ("reason",),  # outside the range this version knows
     "lease.taken": ("group", "epoch"),
     "lease.lost": ("group", "epoch"),
+    "leases.kept": ("reason",),  # could not be given back on the way out: they run out by themselves
     "signal.heard": ("kind", "message_id", "what"),
     # messages; never one line per message above debug, except for our own faults
-    "claims.reconciled": ("group",),
+    "claims.reconciled": ("group", "free"),  # and how many went which way
     "courier.stumbled": ("message_id",),  # our own fault: the message is parked
     "rows.refused": ("count", "first_reason"),  # the inspector ended rows early
     # providers
-    "gate.changed": ("provider", "was", "reason"),
+    "gate.changed": ("provider", "was", "now", "reason"),
+    "sender.rested": ("sender", "provider", "code", "reason"),  # a provider will not have this sender for now
     # the simulator
     "simulator.closed": ("lift",),
     "simulator.faults_changed": (),

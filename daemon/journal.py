@@ -110,7 +110,7 @@ class Journal:
 
     def answered(self, id: UUID, attempt: int, result: object) -> None:
         """What became of it, as JSON; kept until :meth:`settled`, so that it is never sent again for want of a database."""
-        said = orjson.dumps(result)
+        said = orjson.dumps(result, default=str)  # asyncpg has a UUID of its own
         if len(said) > RECORD_BYTES_MAX - 64:
             said = orjson.dumps({**orjson.loads(said), "reason": "(too long for the dispatch log)"})
         self._append(_ANSWERED, _RESULT.pack(id.bytes, attempt) + said)

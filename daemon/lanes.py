@@ -197,6 +197,12 @@ class Lanes:
             free += max(0, wanted - lane.ahead_of(level))
         return free if free >= max(1, REFILL_SHARE * target) else 0
 
+    def recover(self, dt_s: float) -> None:
+        """*dt_s* have passed: throttled senders win a little of their pace back."""
+        for lane in self._lanes.values():
+            if lane.pace.share < 1.0:
+                lane.pace.recover(dt_s)
+
     def close(self) -> None:
         """Release everybody who waits; whoever joins from now on is released at once."""
         self.closed = True

@@ -49,7 +49,7 @@ class _Log(structlog.BoundLoggerBase):
     """What ``get_logger()`` returns: filters before anything else happens, by a level that a reload may change."""
 
     def debug(self, event: str, **fields: object) -> None:
-        if _sink.threshold <= 10:  # noqa: PLR2004: LEVELS, spelt out for speed
+        if _sink.threshold <= 10:  # noqa: PLR2004 - LEVELS, spelt out for speed
             self._say("debug", event, fields)
 
     def info(self, event: str, **fields: object) -> None:
@@ -78,7 +78,7 @@ _sink = _Sink()
 
 def configure(
     level: str = "info",
-    format: Literal["auto", "json", "console"] = "auto",  # noqa: A002: the configuration's own word
+    format: Literal["auto", "json", "console"] = "auto",  # noqa: A002 - the configuration's own word
     *,
     stream: BinaryIO | None = None,
     known: Collection[str] = (),

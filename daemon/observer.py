@@ -92,9 +92,10 @@ class Observer:
             self._metrics.messages_claimed(row["service"] or "default", str(row["level"])).inc()
             self._metrics.queue_wait(str(row["level"])).observe(waited)
 
-    def left(self, message: Message, provider: str, sender: str, waited_s: float) -> None:
-        """Its first byte is leaving, *waited_s* after it was claimed."""
+    def left(self, message: Message, provider: str, sender: str) -> None:
+        """Its first byte is leaving."""
         tick = self._clock.tick()
+        waited_s = tick - message.claimed_at
         age = max(self._clock.now() - message.due_at, 0.0)
         self._spreads[Stage.TURN].add(tick, waited_s)
         self._spreads[Stage.COMMIT_TO_PROVIDER].add(tick, age)
@@ -273,7 +274,7 @@ class Observer:
         blocked = engine.router.blocked(lane.sender, tick)
         state = SenderState.PAUSED if paused else SenderState.BLOCKED if blocked else SenderState.OPEN
         return SenderNow(
-            address=address, provider=lane.sender.provider, rate=lane.pace.effective, used=min(used, 1.0),
+            address=address, provider=lane.sender.provider, rate=lane.sender.rate * lane.pace.share, used=min(used, 1.0),
             waiting=lane.backlog, state=state, reason=paused or blocked or "",
         )  # fmt: skip
 

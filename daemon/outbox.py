@@ -75,6 +75,7 @@ class Outbox:
         deliver: Callable[[Message], None],
         observer: Observer,
         in_hand_max: int,
+        tick: Callable[[], float],
     ) -> None:
         self._line = line
         self._owner = owner
@@ -83,11 +84,11 @@ class Outbox:
         self._deliver = deliver
         self._observer = observer
         self._in_hand_max = in_hand_max
+        self._tick = tick
         self._held: dict[UUID, Held] = {}
         self._claims: dict[UUID, int] = {}  # open claim -> rows of it still in hand
         self._marks: dict[tuple[str, int], datetime] = {}
         self._wake = asyncio.Event()
-        self._hungry_at = 0.0
 
     @property
     def in_hand(self) -> int:
@@ -145,10 +146,11 @@ class Outbox:
             [wish.room for wish in wishes], marks, self._beyond(wishes, marks), list(fences), list(fences.values()),
         )  # fmt: skip
         self._observer.claimed(rows)
+        tick = self._tick()
         for row in rows:
             self._hold(row)
         for row in rows:
-            self._deliver(_message(row))
+            self._deliver(_message(row, tick))
         return len(rows)
 
     def _mark(self, wish: Wish) -> datetime:
@@ -216,7 +218,7 @@ def _cut(wishes: Sequence[Wish], room: int) -> list[Wish]:
     return [wish._replace(room=max(1, wish.room * room // wanted)) for wish in wishes]
 
 
-def _message(row: Record) -> Message:
+def _message(row: Record, tick: float) -> Message:
     return Message(
         id=row["id"],
         attempt=row["attempts"] + 1,
@@ -239,4 +241,5 @@ def _message(row: Record) -> Message:
         expires_at=row["useless_at"].timestamp() if row["useless_at"] is not None else None,
         order_key=row["order_key"],
         on_ambiguous=row["on_ambiguous"],
+        claimed_at=tick,
     )

@@ -32,6 +32,7 @@ class Pulse:
         while not await sleep_unless(stop, BEAT_S):
             self._observer.beat(lag_s=max(loop.time() - expected, 0.0))
             expected = loop.time() + BEAT_S
+            self._engine.lanes.recover(BEAT_S)
             beats += 1
             if self._observer.health().progressing:
                 notify("WATCHDOG=1")

@@ -5,7 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import structlog
+
 from daemon.core import routing
+from daemon.core.outcome import Fault, Outcome, Rejected, Throttled
 from daemon.core.routing import Candidate, Choice, Sender, Unroutable
 
 if TYPE_CHECKING:
@@ -43,6 +46,9 @@ class Blocked:
     wait_s: float
 
 
+log = structlog.get_logger()
+
+SENDER_REST_S = 30.0  # how long a sender is left alone that its provider refuses
 BLOCKED_S = 1.0  # how soon a message is tried again that found every gate shut
 
 
@@ -68,9 +74,14 @@ class Router:
         blocked = [candidate.blocked for candidate in candidates if candidate.blocked]
         return Blocked(blocked[0], BLOCKED_S) if blocked else choice
 
-    def rest(self, sender: Sender, seconds: float, reason: str) -> None:
-        """*sender* is not usable for a while."""
-        self.resting[sender.address] = (self._desk.tick() + seconds, reason)
+    def learn(self, route: Route, outcome: Outcome) -> None:
+        """What an exchange says about its sender: too fast, or not usable for a while."""
+        match outcome:
+            case Throttled():
+                route.lane.pace.slow(now=self._desk.tick())
+            case Rejected(Fault.SENDER, code, reason):
+                self.resting[route.lane.sender.address] = (self._desk.tick() + SENDER_REST_S, f"{code}: {reason}")
+                log.warning("sender.rested", sender=route.lane.sender.address, provider=route.gate.name, code=code, reason=reason)
 
     def blocked(self, sender: Sender, now: float) -> str | None:
         """Why *sender* may not be used now; None when it may."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import StrEnum
+from itertools import accumulate
 from math import log2
 from typing import TYPE_CHECKING, Protocol
 
@@ -166,6 +167,7 @@ class Status:
     uptime_s: float
     held: str | None = None  # why nothing may be sent at all, when that is so
     totals: Mapping[str, int] = field(default_factory=dict)  # by status word, since the start
+    in_doubt: int | None = None  # messages whose fate is open at this moment; None when nobody has counted
     rates: Rates = Rates()
     history: History = History()
     latency: tuple[Latency, ...] = ()
@@ -289,9 +291,5 @@ class Spread:
 
 def _quantile(sums: list[int], rank: float) -> float:
     # The geometric middle of the bucket in which the observation of this rank lies.
-    seen = 0
-    for bucket, many in enumerate(sums):
-        seen += many
-        if many and seen >= rank:
-            break
+    bucket = next(bucket for bucket, seen in enumerate(accumulate(sums)) if seen >= rank)
     return float(_SMALLEST_S * 2 ** ((bucket + 0.5) / _PER_OCTAVE))

@@ -10,7 +10,7 @@ import typer
 
 from daemon.cli import queries
 from daemon.cli.database import address, dial, read_settings
-from daemon.cli.options import ConfigOption, JsonOption, examples
+from daemon.cli.options import RUNNING, ConfigOption, JsonOption, examples
 from daemon.cli.render import console, say_json, table
 from daemon.cli.trouble import BAD_CONFIGURATION, FAILED, Trouble, plain_words
 
@@ -39,14 +39,16 @@ class Findings(TypedDict):
 def add_to(app: typer.Typer) -> None:
     """Give *app* the command of this file."""
     app.command(
-        epilog=examples("outrider check", "outrider check --config new.toml && systemctl reload outrider")
+        rich_help_panel=RUNNING,
+        epilog=examples("outrider check", "outrider check --config new.toml && systemctl reload outrider"),
     )(check)
 
 
 def check(*, config: ConfigOption = None, as_json: JsonOption = False) -> None:
     """
-    Validate the configuration, show what it means, and look at the database behind it.
+    Validate the configuration and look at the database.
 
+    Prints which service speaks through which senders and how fast, whether secrets were found, how the schema stands.
     No provider is called. Exit 78 when the configuration or the schema is wrong, 1 when the database cannot be reached.
     """
     with plain_words():
@@ -64,7 +66,7 @@ def summary(settings: Settings, place: Path) -> Findings:
     """What the configuration says, without asking anybody."""
     from daemon.settings.shapes import mask_dsn
 
-    senders = [
+    senders: list[dict[str, object]] = [
         {
             "address": sender.address,
             "provider": sender.provider,
@@ -136,30 +138,42 @@ async def _look_at_database(settings: Settings, found: Findings) -> int:
     except EmbeddedError as missing:
         found["problems"] += str(missing).splitlines()
         return FAILED
-    if abs(found["clock_difference_s"]) > CLOCK_LIMIT_S:
-        found["problems"].append(
-            f"the database's clock is {found['clock_difference_s']:+.1f} s off ours: synchronise both (NTP)"
-        )
+    apart = found["clock_difference_s"] or 0.0
+    if abs(apart) > CLOCK_LIMIT_S:
+        found["problems"].append(f"the database's clock is {apart:+.1f} s off ours: synchronise both (NTP)")
     return 0
 
 
 def _show(found: Findings) -> None:
     out = console()
     out.print(f"{found['config']} is sound.\n")
-    columns = ("service", "senders", "segments/s", "validity")
-    rows = [(line["name"], _listed(line["senders"]), line["rate"], line["validity"]) for line in found["services"]]
-    out.print(table("Services", columns, rows))
-    columns = ("sender", "type", "country", "provider", "segments/s", "serves")
-    rows = [
-        (line["address"], line["type"], line["country"], line["provider"], line["rate"], _listed(line["services"]))
-        for line in found["senders"]
-    ]
-    out.print(table("Senders", columns, rows))
-    columns = ("provider", "kind", "address", "secrets found")
-    rows = [
-        (line["name"], line["kind"], line["base_url"], "yes" if line["secrets"] else "no") for line in found["providers"]
-    ]
-    out.print(table("Providers", columns, rows))
+    out.print(
+        table(
+            "Services",
+            ("service", "senders", "segments/s", "validity"),
+            ((one["name"], _listed(one["senders"]), one["rate"], one["validity"]) for one in found["services"]),
+        )
+    )
+    out.print(
+        table(
+            "Senders",
+            ("sender", "type", "country", "provider", "segments/s", "serves"),
+            (
+                (one["address"], one["type"], one["country"], one["provider"], one["rate"], _listed(one["services"]))
+                for one in found["senders"]
+            ),
+        )
+    )
+    out.print(
+        table(
+            "Providers",
+            ("provider", "kind", "address", "secrets found"),
+            (
+                (one["name"], one["kind"], one["base_url"], "yes" if one["secrets"] else "no")
+                for one in found["providers"]
+            ),
+        )
+    )
     out.print(f"Database   {found['database']}: {'reachable' if found['reachable'] else 'not asked or not reachable'}")
     out.print(f"Schema     {found['schema']}")
     if found["clock_difference_s"] is not None:

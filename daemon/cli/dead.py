@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from typing import TYPE_CHECKING, Annotated
-from uuid import UUID
+from uuid import UUID  # noqa: TC003 (typer reads the annotations at run time)
 
 import typer
 
@@ -46,7 +46,7 @@ def list_(
     config: ConfigOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """List what ended as dead, failed, undelivered or suppressed, newest first."""
+    """List what ended as dead, failed, undelivered or suppressed."""
     after = time_of(since)
     with plain_words():
         rows = asyncio.run(_find(config, (list(STATUSES), reason, after, service, limit)))
@@ -93,7 +93,7 @@ def show(
     )
 )
 def replay(
-    messages: Annotated[list[UUID] | None, typer.Argument(metavar="[ID]...", help="These messages.")] = None,
+    messages: Annotated[list[UUID] | None, typer.Argument(metavar="ID", help="These messages.")] = None,
     *,
     reason: ReasonOption = None,
     since: SinceOption = None,
@@ -104,10 +104,10 @@ def replay(
     as_json: JsonOption = False,
 ) -> None:
     """
-    Send messages again that ended badly: those named, or those that fit.
+    Send messages again that ended badly.
 
-    A message whose validity has passed, and a repeat of an idempotency key, is refused. Suppressed ones are replayed
-    only by name: somebody chose not to send them.
+    Those named, or those that fit --reason, --since and --service. A message whose validity has passed, and a repeat of
+    an idempotency key, is refused. Suppressed ones are replayed only by name: somebody chose not to send them.
     """
     if bool(messages) == bool(reason or since or service):
         raise typer.BadParameter("name messages, or say which fit: --reason, --since, --service (not both)")

@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import re
 from typing import TYPE_CHECKING, Annotated
-from uuid import UUID
+from uuid import UUID  # noqa: TC003 (typer reads the annotations at run time)
 
 import typer
 
 from daemon.cli import queries
 from daemon.cli.database import connected
-from daemon.cli.options import ConfigOption, JsonOption, examples
+from daemon.cli.options import OPERATING, ConfigOption, JsonOption, examples
 from daemon.cli.render import say_json
 from daemon.cli.trouble import FAILED, plain_words
 
@@ -24,19 +24,21 @@ WHAT = re.compile(r"all|(service|sender|provider):.+")  # as outrider.pause() re
 def add_to(app: typer.Typer) -> None:
     """Give *app* the commands of this file."""
     app.command(
+        rich_help_panel=OPERATING,
         epilog=examples(
             "outrider pause service:marketing --reason 'wrong price in the text'",
             "outrider pause sender:+15550100",
             "outrider pause all",
-        )
+        ),
     )(pause)
     app.command(
+        rich_help_panel=OPERATING,
         epilog=examples(
             "outrider resume service:marketing",
-            "outrider resume --sole-sender     after a restore or a fail-over, when no other copy sends",
-        )
+            "outrider resume --sole-sender     after a restore, when no other copy sends",
+        ),
     )(resume)
-    app.command(epilog=examples("outrider cancel ID", "outrider cancel ID ID --json"))(cancel)
+    app.command(rich_help_panel=OPERATING, epilog=examples("outrider cancel ID", "outrider cancel ID --json"))(cancel)
 
 
 def _what(told: str | None) -> str | None:
@@ -56,7 +58,11 @@ def pause(
     reason: Annotated[str, typer.Option(help="Why; shown by status and on the pages.")] = "paused by an operator",
     config: ConfigOption = None,
 ) -> None:
-    """Hold messages back, on every daemon within a second. Rows wait; what is on the wire goes on."""
+    """
+    Hold messages back.
+
+    On every daemon within a second. Rows wait in the queue; what is on the wire goes on.
+    """
     with plain_words():
         asyncio.run(_ask(config, queries.PAUSE, what, reason))
     typer.echo(f"{what} is paused; `outrider resume {what}` lets it go on")
@@ -64,7 +70,7 @@ def pause(
 
 def resume(
     what: Annotated[
-        str | None, typer.Argument(metavar="[WHAT]", callback=_what, help="What was paused, in the same words.")
+        str | None, typer.Argument(metavar="WHAT", callback=_what, help="What was paused, in the same words.")
     ] = None,
     *,
     sole_sender: Annotated[
@@ -73,7 +79,11 @@ def resume(
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
     config: ConfigOption = None,
 ) -> None:
-    """Let go on what was paused; or a daemon that holds because its database was copied or moved."""
+    """
+    Let go on what was paused.
+
+    Or, with --sole-sender, a daemon that holds because it found its database copied, restored or promoted.
+    """
     if (what is None) != sole_sender:
         raise typer.BadParameter("say what to resume, or --sole-sender")
     if what is not None:
@@ -96,16 +106,16 @@ def resume(
 
 
 def cancel(
-    messages: Annotated[list[UUID], typer.Argument(metavar="ID...", help="The messages.")],
+    messages: Annotated[list[UUID], typer.Argument(metavar="ID", help="The messages.")],
     *,
     config: ConfigOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """
-    Cancel messages, and print for each what that came to.
+    Cancel messages, and print what that came to.
 
-    canceled: it will not be sent. requested: it is in a daemon's hands and stops there if it still can. too_late: a
-    provider has it, or it has already ended. unknown: nobody inserted it (exit 1).
+    `canceled`: it will not be sent. `requested`: it is in a daemon's hands and stops there if it still can.
+    `too_late`: a provider has it, or it has already ended. `unknown`: nobody inserted it (exit 1).
     """
     with plain_words():
         answers = asyncio.run(_cancel(config, messages))

@@ -9,17 +9,22 @@ import typer
 
 from daemon.cli.trouble import BAD_CONFIGURATION, Trouble
 
-PLACES = (Path("config.toml"), Path("/etc/outrider/config.toml"))
+# Panels of `outrider --help`, in the order of their first command.
+RUNNING, MESSAGES, OPERATING, PRACTISING = "Running", "Messages", "Operating", "Practising and measuring"
+
+PASS_ON = {"allow_extra_args": True, "ignore_unknown_options": True}  # what we do not know is for the other program
 
 ConfigOption: TypeAlias = Annotated[
     Path | None,
-    typer.Option("--config", "-c", metavar="FILE", help="The configuration [default: ./config.toml, then /etc/outrider/config.toml]"),
+    typer.Option("--config", metavar="FILE", help="Default: ./config.toml, then /etc/outrider/config.toml."),
 ]
 JsonOption: TypeAlias = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of words.")]
 
 
 def find_config(told: Path | None) -> Path:
-    """The configuration's place: the one *told*, or the first of :data:`PLACES` that exists. Raises Trouble."""
+    """The configuration's place: the one *told*, or the first of ``settings.PLACES`` that exists. Raises Trouble."""
+    from daemon.settings import PLACES
+
     if told is not None:
         if told.is_file():
             return told
@@ -35,5 +40,5 @@ def find_config(told: Path | None) -> Path:
 
 
 def examples(*lines: str, title: str = "Examples") -> str:
-    """An epilog for a command's help, one line for each example."""
-    return "\n\n".join([f"[bold]{title}[/bold]", *(line.replace("[", r"\[") for line in lines)])
+    """An epilog for a command's help (markdown), one line for each example."""
+    return "\n".join([f"**{title}**\n\n```", *lines, "```"])

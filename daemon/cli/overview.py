@@ -53,24 +53,24 @@ def show(seen: Overview) -> None:
     """Print it for a person."""
     out = console()
     if seen["queue"]:
-        columns = ("lane", "level", "state", "messages", "oldest due")
-        rows = [
-            (row["lane"], row["level"], row["state"], row["messages"], _ago(row["oldest_due"])) for row in seen["queue"]
-        ]
-        out.print(table("Waiting", columns, rows))
+        columns: tuple[str, ...] = ("lane", "level", "state", "messages", "oldest due")
+        waiting = ((*(row[name] for name in columns[:4]), _ago(row["oldest_due"])) for row in seen["queue"])
+        out.print(table("Waiting", columns, waiting))
         oldest = seen["oldest_due"]
         late = f", the oldest due {span((datetime.now(UTC) - oldest).total_seconds())} ago" if oldest else ""
         out.print(f"{seen['in_flight']} of them in a daemon's hands{late}\n")
     else:
         out.print("Nothing waits.\n")
     if seen["last_hour"]:
-        rows = [(row["service"], row["status"], row["messages"]) for row in seen["last_hour"]]
-        out.print(table("Became within the last hour", ("service", "status", "messages"), rows))
+        columns = ("service", "status", "messages")
+        became = ((row[name] for name in columns) for row in seen["last_hour"])
+        out.print(table("Became within the last hour", columns, map(tuple, became)))
     if seen["pauses"]:
-        rows = [(row["what"], _moment(row["at"]), row["reason"]) for row in seen["pauses"]]
-        out.print(table("Paused", ("what", "since", "reason"), rows))
+        paused = ((row["what"], _moment(row["at"]), row["reason"]) for row in seen["pauses"])
+        out.print(table("Paused", ("what", "since", "reason"), paused))
     if seen["instances"]:
-        out.print(table("Daemons", ("host", "pid", "version", "up since", "seen", "holds"), map(_instance, seen["instances"])))
+        columns = ("host", "pid", "version", "up since", "seen", "holds")
+        out.print(table("Daemons", columns, map(_instance, seen["instances"])))
     else:
         out.print("No daemon has been seen for ten minutes: `outrider run` starts one.")
 

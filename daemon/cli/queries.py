@@ -4,8 +4,8 @@ from __future__ import annotations
 
 # One row, as an application inserts it. What is not told keeps the column's meaning of NULL.
 SEND = """
-INSERT INTO outrider.outbox (recipient, body, service, intent, sender, idempotency_key, validity, send_at, tenant)
-VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)
+INSERT INTO outrider.outbox (recipient, body, service, intent, sender, idempotency_key, validity, send_at)
+VALUES ($1, $2, $3, $4, $5, $6, $7, $8)
 RETURNING id
 """
 

@@ -11,7 +11,7 @@ import typer
 
 from daemon.cli import queries
 from daemon.cli.database import connected
-from daemon.cli.options import ConfigOption, JsonOption, examples
+from daemon.cli.options import MESSAGES, ConfigOption, JsonOption, examples
 from daemon.cli.render import console, say_json
 from daemon.cli.trouble import FAILED, plain_words
 
@@ -28,11 +28,12 @@ GOOD = frozenset({"delivered", "read"})
 def add_to(app: typer.Typer) -> None:
     """Give *app* the commands of this file."""
     app.command(
+        rich_help_panel=MESSAGES,
         epilog=examples(
-            'outrider send --to +15550100 --service otp --intent otp --body "Your code is 123456" --validity 5m',
-            "echo 'The shop opens at nine' | outrider send --to +15550100 --service notifications --send-at +10m",
-            "outrider send --to +15550100 --body hello --key order-77 --wait",
-        )
+            "outrider send --to +12025550123 --service otp --intent otp --body 'Code 1234'",
+            "outrider send --to +12025550123 --service news --body hello --key order-77 --wait",
+            "fortune | outrider send --to +12025550123 --service news --send-at +10m",
+        ),
     )(send)
 
 
@@ -44,7 +45,6 @@ def send(
     intent: Annotated[str | None, typer.Option(help="What it is for: otp, notifications, marketing, ...")] = None,
     sender: Annotated[str | None, typer.Option(help="Pin one sender.", metavar="ADDRESS")] = None,
     key: Annotated[str | None, typer.Option(help="Idempotency key: a repeat of it is never sent.")] = None,
-    tenant: Annotated[str, typer.Option(help="Scope of the key.")] = "",
     validity: Annotated[str | None, typer.Option(help="Of use for so long, such as 5m or 2h.", metavar="SPAN")] = None,
     send_at: Annotated[
         str | None, typer.Option(help="Not before: 2026-12-24T18:00+01:00, or +10m from now.", metavar="TIME")
@@ -55,7 +55,7 @@ def send(
     as_json: JsonOption = False,
 ) -> None:
     """Insert one message, and print its id."""
-    row = (to, text_of(body), service, intent, sender, key, span_of(validity), time_of(send_at), tenant)
+    row = (to, text_of(body), service, intent, sender, key, span_of(validity), time_of(send_at))
     with plain_words():
         ended = asyncio.run(_send(config, row, patience_s=timeout if wait else None, as_json=as_json))
     if wait and ended not in GOOD:
@@ -77,9 +77,7 @@ async def _send(config: Path | None, row: tuple[object, ...], *, patience_s: flo
         return str(last["status"])
 
 
-async def follow(
-    connection: asyncpg.Connection[asyncpg.Record], message: UUID, patience_s: float
-) -> asyncpg.Record:
+async def follow(connection: asyncpg.Connection[asyncpg.Record], message: UUID, patience_s: float) -> asyncpg.Record:
     """Show each change of *message* on stderr until it is final; give up after *patience_s* seconds."""
     from daemon.core.lifecycle import FINAL
 

@@ -1,4 +1,4 @@
-"""The commands that serve: the daemon itself, its schema, a provider to practise on, psql, the benchmark."""
+"""The commands that serve: the daemon itself, its schema, psql."""
 
 from __future__ import annotations
 
@@ -6,51 +6,39 @@ import asyncio
 import os
 import shutil
 import signal
-import subprocess
-import sys
 from contextlib import suppress
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 from urllib.parse import quote, unquote, urlsplit, urlunsplit
 
 import typer
 
 from daemon.cli.database import address, dial, read_settings
-from daemon.cli.options import ConfigOption, examples
-from daemon.cli.trouble import FAILED, Trouble, plain_words
+from daemon.cli.options import PASS_ON, RUNNING, ConfigOption, examples
+from daemon.cli.trouble import Trouble, plain_words
 
 if TYPE_CHECKING:
-    from daemon.simulator import Settings as SimulatorSettings
-    from daemon.simulator import Simulator
-
-PASS_ON = {"allow_extra_args": True, "ignore_unknown_options": True}  # what we do not know is for the other program
-SIMULATOR_PORT = 4010
+    from pathlib import Path
 
 
 def add_to(app: typer.Typer) -> None:
     """Give *app* the commands of this file."""
-    app.command(epilog=examples("outrider run", "outrider run --config /etc/outrider/config.toml"))(run)
-    app.command(epilog=examples("outrider migrate", "outrider migrate --config staging.toml"))(migrate)
+    app.command(rich_help_panel=RUNNING, epilog=examples("outrider run", "outrider run --config trial.toml"))(run)
+    app.command(rich_help_panel=RUNNING, epilog=examples("outrider migrate", "outrider migrate --config owner.toml"))(
+        migrate
+    )
     app.command(
-        epilog=examples(
-            "outrider simulate",
-            "outrider simulate --faults faults.toml --ledger sent.jsonl",
-            "curl http://127.0.0.1:4010/_simulator/     what it has seen",
-        )
-    )(simulate)
-    app.command(
+        rich_help_panel=RUNNING,
         context_settings=PASS_ON,
-        epilog=examples("outrider psql", "outrider psql -c 'SELECT status, count(*) FROM outrider.message GROUP BY 1'"),
+        epilog=examples("outrider psql", "outrider psql -c 'TABLE outrider.backlog'"),
     )(psql)
-    app.command(context_settings=PASS_ON, epilog=examples("outrider bench", "outrider bench --json"))(bench)
 
 
 def run(*, config: ConfigOption = None) -> None:
     """
-    Carry messages until SIGTERM or Ctrl-C, then finish what is in hand.
+    Carry messages until told to stop.
 
-    SIGHUP reads the configuration again. An embedded database is started and migrated; any other must have been
-    migrated before (exit 78 otherwise).
+    SIGTERM or Ctrl-C lets it finish what is in hand; SIGHUP reads the configuration again. An embedded database is
+    started and migrated; any other must have been migrated before (exit 78 otherwise).
     """
     import uvloop
 
@@ -63,7 +51,11 @@ def run(*, config: ConfigOption = None) -> None:
 
 
 def migrate(*, config: ConfigOption = None) -> None:
-    """Bring the schema up to date, and print what was applied. Needs the right to create a schema and roles."""
+    """
+    Bring the schema up to date, and print what was applied.
+
+    Run it with an address whose user may create a schema and roles; the daemon itself needs neither.
+    """
     with plain_words():
         applied = asyncio.run(_migrate(config))
     if not applied:
@@ -80,77 +72,6 @@ async def _migrate(config: Path | None) -> list[str]:
             return await schema.migrate(connection, report=typer.echo)
         finally:
             await connection.close()
-
-
-def simulate(
-    *,
-    host: Annotated[str, typer.Option(help="Where it listens; whoever reaches it may use it.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="0 takes any free one.", min=0, max=65_535)] = SIMULATOR_PORT,
-    faults: Annotated[
-        Path | None, typer.Option(help="What shall go wrong (TOML); read again when it changes.", metavar="FILE")
-    ] = None,
-    ledger: Annotated[Path | None, typer.Option(help="Append every accepted message here.", metavar="FILE")] = None,
-    seed: Annotated[int | None, typer.Option(help="Throw these dice instead of those of the faults file.")] = None,
-    inbound_url: Annotated[str | None, typer.Option(help="Where what people write is posted to.", metavar="URL")] = None,
-) -> None:
-    """
-    Run a fake provider that speaks Twilio's Messages API, and misbehaves on command.
-
-    Point a provider at it with `kind = "simulator"` and `base_url` in config.toml. It sends no text to anybody.
-    """
-    from daemon.settings.model import TRIAL_ACCOUNT_SID, TRIAL_AUTH_TOKEN
-    from daemon.simulator import FaultsError, Settings
-
-    settings = Settings(
-        host=host,
-        port=port,
-        faults=faults,
-        ledger=ledger,
-        inbound_url=inbound_url,
-        # The credentials `kind = "simulator"` has when it names none.
-        account_sid=TRIAL_ACCOUNT_SID,
-        auth_token=TRIAL_AUTH_TOKEN,
-    )
-    with plain_words():
-        try:
-            asyncio.run(_simulate(settings, seed))
-        except FaultsError as mistakes:
-            raise Trouble(*str(mistakes).splitlines()) from mistakes
-        except OSError as error:
-            raise Trouble(f"the simulator cannot serve on {host}:{port}: {error.strerror or error}") from error
-
-
-async def _simulate(settings: SimulatorSettings, seed: int | None) -> None:
-    from daemon.simulator import Simulator
-
-    stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, stop.set)
-    async with Simulator(settings) as simulator:
-        if seed is not None:
-            simulator.faults = simulator.faults.model_copy(update={"seed": seed})
-        typer.echo(f"the simulator listens on {simulator.url}")
-        if sys.stdout.isatty():
-            await _count_aloud(simulator, stop)
-        await stop.wait()
-
-
-async def _count_aloud(simulator: Simulator, stop: asyncio.Event) -> None:
-    """A line for each second in which something happened."""
-    seen = ""
-    while not stop.is_set():
-        with suppress(TimeoutError):
-            async with asyncio.timeout(1.0):
-                await stop.wait()
-        receipts = simulator.receipts
-        line = (
-            f"accepted {simulator.ledger.accepted:>8,}   refused or broken {sum(simulator.errors.values()):>6,}   "
-            f"receipts {receipts['sent']:>8,} delivered, {receipts['failed']:,} failed, {receipts['pending']:,} to come"
-        )
-        if line != seen:
-            typer.echo(line)
-            seen = line
 
 
 def psql(ctx: typer.Context, *, config: ConfigOption = None) -> None:
@@ -197,14 +118,3 @@ def without_password(dsn: str) -> tuple[str, dict[str, str]]:
     user, _, host = parts.netloc.rpartition("@")
     bare = f"{quote(unquote(user.partition(':')[0]), safe='')}@{host}"
     return urlunsplit(parts._replace(netloc=bare)), {"PGPASSWORD": unquote(parts.password)}
-
-
-def bench(ctx: typer.Context) -> None:
-    """Measure against a plain queue and a plain client, on this machine; needs a checkout of the repository."""
-    for root in (Path.cwd(), Path(__file__).resolve().parents[2]):
-        if (root / "bench" / "__main__.py").is_file():
-            done = subprocess.run([sys.executable, "-m", "bench", *ctx.args], cwd=root, check=False)
-            raise typer.Exit(done.returncode)
-    typer.echo("the benchmark is not part of the installed package: it is the folder bench/ of the repository", err=True)
-    typer.echo("run `outrider bench` inside a checkout", err=True)
-    raise typer.Exit(FAILED)

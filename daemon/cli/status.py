@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from typing import TYPE_CHECKING, Annotated
-from uuid import UUID
+from uuid import UUID  # noqa: TC003 (typer reads the annotations at run time)
 
 import typer
 
 from daemon.cli import overview, queries
 from daemon.cli.database import connected
-from daemon.cli.options import ConfigOption, JsonOption, examples
+from daemon.cli.options import MESSAGES, ConfigOption, JsonOption, examples
 from daemon.cli.render import console, moment, say_json, table
 from daemon.cli.trouble import Trouble, plain_words
 
@@ -24,22 +24,23 @@ if TYPE_CHECKING:
 def add_to(app: typer.Typer) -> None:
     """Give *app* the commands of this file."""
     app.command(
+        rich_help_panel=MESSAGES,
         epilog=examples(
-            "outrider status                   what is waiting, and how the last hour went",
-            "outrider status ID                one message",
+            "outrider status        what is waiting, and how the last hour went",
+            "outrider status ID     one message",
             "outrider status --json | jq .queue",
-        )
+        ),
     )(status)
-    app.command(epilog=examples("outrider why ID", "outrider why ID --json"))(why)
+    app.command(rich_help_panel=MESSAGES, epilog=examples("outrider why ID", "outrider why ID --json"))(why)
 
 
 def status(
-    message: Annotated[UUID | None, typer.Argument(metavar="[ID]", help="One message; without it, all of them.")] = None,
+    message: Annotated[UUID | None, typer.Argument(metavar="ID", help="One message; without it, all of them.")] = None,
     *,
     config: ConfigOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Show where one message is, or what waits and how the last hour went."""
+    """Show what waits and how the last hour went, or where one message is."""
     with plain_words():
         if message is None:
             seen = asyncio.run(overview.look(config))
@@ -58,7 +59,11 @@ def why(
     config: ConfigOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Tell the whole story of one message, oldest first: tries, evidence, receipts, decisions."""
+    """
+    Tell the whole story of one message.
+
+    Oldest first: when it was inserted, every try, what the provider said, receipts, decisions, and where it is now.
+    """
     with plain_words():
         row, story = asyncio.run(story_of(config, message))
         if as_json:

@@ -31,7 +31,7 @@ _KINDS = {
 # inside prose, and spell vanity numbers.
 _WRITTEN = re.compile(r"\s*[++]?[\d\s().\-/\u00ad\u2010-\u2015\u2212\u2060]*\s*").fullmatch
 _MISREAD = {
-    NumberParseException.INVALID_COUNTRY_CODE: "no country code (write it as +..., or set the service's default region)",
+    NumberParseException.INVALID_COUNTRY_CODE: "no country code (write +..., or give the service a default region)",
     NumberParseException.NOT_A_NUMBER: "no digits in it",
     NumberParseException.TOO_SHORT_AFTER_IDD: "too short",
     NumberParseException.TOO_SHORT_NSN: "too short",
@@ -111,7 +111,7 @@ def plausible(recipient: str) -> bool:
 def mask(recipient: str) -> str:
     """*recipient* as it may be logged: ``+33*******78``. What is short is hidden whole, what is long is cut."""
     shown = recipient[:LENGTH_MAX]
-    return f"{shown[:3]}{'*' * (len(shown) - 5)}{shown[-2:]}" if len(shown) > 7 else "*" * len(shown)  # noqa: PLR2004
+    return f"{shown[:3]}{'*' * (len(shown) - 5)}{shown[-2:]}" if len(shown) > 7 else "*" * len(shown)
 
 
 def _plan(calling_code: int) -> Callable[[str, int], bool]:

@@ -21,5 +21,5 @@ def delay(patience: Patience, tries: int, roll: float) -> float:
     Full jitter (AWS Builders' Library, "Timeouts, retries, and backoff with jitter"): anywhere between nothing and the
     ceiling, so that a crowd of failures does not come back as a crowd.
     """
-    # 2 ** 63 is past any cap; without the bound a long-lived row would build a huge integer.
-    return roll * min(patience.cap_s, patience.base_s * 2 ** min(tries - 1, 63))
+    # 2 ** 63 is past any cap; without the bound a row of a thousand tries would overflow.
+    return roll * min(patience.cap_s, patience.base_s * 2.0 ** min(tries - 1, 63))

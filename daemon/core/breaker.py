@@ -151,7 +151,7 @@ def knock(
     level: int,
     now: float,
     temper: Temper,
-    roll: float,  # noqa: ARG001 (asked like learn; which probe passes is not left to chance today)
+    roll: float,  # asked like learn; today nothing about passing is left to chance
 ) -> tuple[Breaker, Permit | None]:
     """
     Ask to pass, for a message of *level*: the breaker as it now stands, and a permit if it let us.
@@ -184,7 +184,9 @@ def learn(breaker: Breaker, permit: Permit, sign: Sign, *, now: float, temper: T
             if sign is Sign.IRRELEVANT:
                 return breaker
             window.add(sign, now)
-            return breaker if sign is Sign.GOOD or not _trips(window, temper) else _opened(breaker, 1, now, temper, roll)
+            if sign is Sign.GOOD or not _trips(window, temper):
+                return breaker
+            return _opened(breaker, 1, now, temper, roll)
         case HalfOpen():
             return _probed(breaker, sign, now, temper, roll)
         case Open():  # forced open under an epoch nobody holds a permit of

@@ -43,17 +43,18 @@ STEPS: Mapping[Status, frozenset[Status]] = {
     # Doubt ends by evidence (accepted and what receipts say; queued again when proven unsent) or by policy.
     S.UNKNOWN: frozenset(S) - {S.UNKNOWN, S.SENDING},
     # Once a provider has it, only receipts move it, upwards.
-    S.ACCEPTED: frozenset({S.SENT, S.DELIVERED, S.READ, S.UNDELIVERED, S.FAILED, S.EXPIRED}),
+    S.ACCEPTED: frozenset({S.SENT, S.DELIVERED, S.READ, S.UNDELIVERED, S.FAILED}),
     S.SENT: frozenset({S.DELIVERED, S.READ, S.UNDELIVERED, S.FAILED}),
     S.DELIVERED: frozenset({S.READ}),
     S.READ: frozenset(),
-    S.UNDELIVERED: frozenset({S.DELIVERED, S.READ, S.QUEUED}),  # a late correction; or replayed by hand
+    # A late correction; or replayed by hand. Of the two bad words "failed" wins, whichever came first.
+    S.UNDELIVERED: frozenset({S.FAILED, S.DELIVERED, S.READ, S.QUEUED}),
     S.FAILED: frozenset({S.DELIVERED, S.READ, S.QUEUED}),
     # A message we gave up on may prove to have arrived after all: the truth is never thrown away.
-    S.EXPIRED: frozenset({S.ACCEPTED, S.SENT, S.DELIVERED, S.READ, S.UNDELIVERED}),
+    S.EXPIRED: frozenset({S.ACCEPTED, S.SENT, S.DELIVERED, S.READ, S.UNDELIVERED, S.FAILED}),
     S.DEAD: frozenset({S.ACCEPTED, S.SENT, S.DELIVERED, S.READ, S.UNDELIVERED, S.FAILED, S.QUEUED}),
-    S.CANCELED: frozenset({S.ACCEPTED, S.SENT, S.DELIVERED, S.READ, S.UNDELIVERED}),
-    S.SUPPRESSED: frozenset({S.ACCEPTED, S.SENT, S.DELIVERED, S.READ, S.UNDELIVERED, S.QUEUED}),
+    S.CANCELED: frozenset({S.ACCEPTED, S.SENT, S.DELIVERED, S.READ, S.UNDELIVERED, S.FAILED}),
+    S.SUPPRESSED: frozenset({S.ACCEPTED, S.SENT, S.DELIVERED, S.READ, S.UNDELIVERED, S.FAILED, S.QUEUED}),
 }
 
 OPEN = frozenset({S.QUEUED, S.SENDING, S.UNKNOWN})  # these live in the queue table
@@ -86,5 +87,9 @@ def sources(there: Status) -> frozenset[Status]:
 
 
 def heard(here: Status, news: Status) -> Status:
-    """Where news of *news* leaves a message that is *here*. Old, repeated or impossible news changes nothing."""
-    return news if news in STEPS[here] and RANKS[news] > RANKS[here] else here
+    """
+    Where a receipt's *news* leaves a message that is *here*. Old, repeated or impossible news changes nothing.
+
+    Agrees with ``receipt.merge`` on every word a receipt can hold, so the order of receipts cannot matter.
+    """
+    return news if news in STEPS[here] - OPEN and RANKS[news] >= RANKS[here] else here

@@ -95,6 +95,7 @@ class Message:
     expires_at: float | None  # validity counted in
     order_key: str | None
     on_ambiguous: str | None
+    claimed_at: float = 0.0  # on the daemon's steady clock
     text: str = ""  # what is sent: the body, or the filled template
     segments: int = 1  # what it costs a sender, counted by core.segments
 

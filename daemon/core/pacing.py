@@ -7,6 +7,8 @@ segments than the rate, on the provider's clock too, as long as the ways there d
 Clocks are monotonic, in seconds. Everything here is in one daemon's memory: a sender belongs to one lease.
 """
 
+# ruff: noqa: FURB136, PLR1730 (a call of max() costs a third of what a whole turn may cost)
+
 from __future__ import annotations
 
 import math
@@ -66,21 +68,29 @@ class Pace:
     def earliest(self, segments: int, now: float) -> float:
         """The first moment at which a message of *segments* may leave: *now*, or later."""
         log = self._log
-        moment = max(now, self._owed_until - BURST_S, log[0] + self._window, log[-1])
-        # Its second segment stands where the second oldest must be out of the window, and so on.
-        for j in range(1, min(segments, len(log))):
-            moment = max(moment, log[j] + self._window - j * self._step)
+        moment = self._owed_until - BURST_S
+        if moment < now:
+            moment = now
+        if (free := log[0] + self._window) > moment:
+            moment = free
+        if log[-1] > moment:
+            moment = log[-1]
+        if segments > 1:
+            # Its second segment stands where the second oldest must be out of the window, and so on.
+            for j in range(1, min(segments, len(log))):
+                moment = max(moment, log[j] + self._window - j * self._step)
         return moment
 
     def take(self, segments: int, now: float) -> None:
         """A message of *segments* leaves at this very moment (*now*), whether it was asked for or not."""
         log, step = self._log, self._step
-        self._owed_until = max(self._owed_until, now) + segments * step / self._share
+        owed = self._owed_until
+        self._owed_until = (owed if owed > now else now) + segments * step / self._share
         # The log stays in order even if somebody sends too early; the debt holds the others back then.
-        start = max(now, log[-1])
+        start = log[-1] if log[-1] > now else now
         log.append(start)
-        for j in range(1, segments):
-            log.append(start + j * step)
+        if segments > 1:
+            log.extend(start + j * step for j in range(1, segments))
 
     def room(self, now: float, horizon_s: float) -> float:
         """How many segments could still start within *horizon_s*: an upper bound, for claims."""
@@ -173,7 +183,7 @@ class Turns:
             return
         self._others += segments
         self._credit = max(self._credit, 0.0) - segments
-        self._lead += segments / SHARE_OF_2 if level == 2 else -segments / SHARE_OF_3  # noqa: PLR2004
+        self._lead += segments / SHARE_OF_2 if level == 2 else -segments / SHARE_OF_3
 
     def _starved(self, now: float) -> bool:
         share = LEVEL_1_SHARE * (self._first + self._others)

@@ -55,6 +55,6 @@ def _weight(here: Standing) -> tuple[int, tuple[int, ...], tuple[int, ...]]:
     # Alphabetically first wins a tie, hence the negated code points; a code beats no code.
     return (
         RANKS[here.status],
-        tuple(-ord(letter) for letter in here.status) + (1,),
+        (*(-ord(letter) for letter in here.status), 1),
         tuple(ord(letter) for letter in here.code),
     )

@@ -1,13 +1,14 @@
 """
 What a text costs: segments, counted as carriers bill and as Twilio's calculator counts.
 
-One character outside GSM-7 (3GPP TS 23.038) turns the whole text into UCS-2. A text that does not fit one segment pays a
-header of six octets in each: 160 septets become 153, 70 code units become 67. Two things never straddle a boundary: an
-extension character (two septets) and a grapheme, so ``ceil(units / 67)`` undercounts texts with emoji.
+One character outside GSM-7 (3GPP TS 23.038) turns the whole text into UCS-2. A text that does not fit one segment pays
+a header of six octets in each: 160 septets become 153, 70 code units become 67. Two things never straddle a boundary:
+an extension character (two septets) and a grapheme, so ``ceil(units / 67)`` undercounts texts with emoji.
 
-Not counted: the national shift tables (Turkish, Spanish, Portuguese, Indic); such text is UCS-2, as at Twilio. Graphemes
-follow UAX #29 with these simplifications: pictographs are taken by block, precomposed Hangul syllables are joined only by what
-follows them, and the few prepending marks (Arabic number signs and the like) stand alone.
+Not counted: the national shift tables (Turkish, Spanish, Portuguese, Indic); such text is UCS-2, as at Twilio.
+Graphemes follow UAX #29 with these simplifications: pictographs are taken by block, precomposed Hangul syllables are
+joined only by what follows them, and the few prepending marks (Arabic number signs and the like) stand alone. Unlike
+Twilio's calculator (Unicode 10) this keeps the flags of England, Scotland and Wales whole.
 """
 
 from __future__ import annotations
@@ -130,7 +131,7 @@ _LOW_MARKS += "\u200c\u200d\uff9e\uff9f"
 _HIGH_MARKS += "\U0001f3fb-\U0001f3ff\U000e0020-\U000e007f"
 _JOINER = "\u200d"
 _FLAG_LETTERS = "\U0001f1e6-\U0001f1ff"
-_LOW_PICTOGRAPHS = "©®‼⁉™ℹ〰〽㊗㊙\u2190-\u21ff\u2300-\u27bf\u2900-\u297f\u2b00-\u2bff"
+_LOW_PICTOGRAPHS = "©®‼⁉™\u2139〰〽㊗㊙\u2190-\u21ff\u2300-\u27bf\u2900-\u297f\u2b00-\u2bff"
 _HIGH_PICTOGRAPHS = "\U0001f000-\U0001f1e5\U0001f200-\U0001f3fa\U0001f400-\U0001faff\U0001fc00-\U0001fffd"
 _CONTROLS = "\x00-\x1f\x7f-\x9f\xad\u061c\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff0-\ufffb"
 _LEAD, _VOWEL, _TAIL = "\u1100-\u115f\ua960-\ua97c", "\u1160-\u11a7\ud7b0-\ud7c6", "\u11a8-\u11ff\ud7cb-\ud7fb"

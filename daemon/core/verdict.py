@@ -67,7 +67,7 @@ def judge(
         case Accepted():
             return Handed(outcome)
         case Throttled(wait_s, code, reason):
-            wait = THROTTLE_WAIT_S if wait_s is None else min(max(wait_s, THROTTLE_WAIT_S), THROTTLE_WAIT_MAX_S)
+            wait = THROTTLE_WAIT_S if wait_s is None else min(max(THROTTLE_WAIT_S, wait_s), THROTTLE_WAIT_MAX_S)
             return _later(message, now + wait * (1 + roll / 2), f"throttled: {_told(code, reason)}", spent=False)
         case Rejected(Fault.SENDER | Fault.ACCOUNT as fault, code, reason):
             wait = SENDER_REST_S * (1 + roll)
@@ -78,10 +78,13 @@ def judge(
             return Ended(Status.SUPPRESSED, _told(code, reason), code)
         case Rejected(_, code, reason):
             return Ended(Status.FAILED, _told(code, reason), code)
-        case Uncertain(reason, _) if not idempotent:
-            return Doubt(reason)
-        case Unreachable(reason) | Uncertain(reason):
+        case Unreachable(reason):
             return _retry(message, reason, patience=patience, now=now, roll=roll)
+        case Uncertain(reason):
+            # Tried once more where that is harmless. When tries or time run out it is doubt, never an end: it may
+            # have gone out.
+            again = _retry(message, reason, patience=patience, now=now, roll=roll) if idempotent else None
+            return again if isinstance(again, Again) else Doubt(reason)
         case _:
             assert_never(outcome)
 

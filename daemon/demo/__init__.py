@@ -66,14 +66,25 @@ async def perform(plan: Plan) -> bool:
 async def _play(plan: Plan, script: scenario.Scenario, stage: Stage, progress: paint.Progress) -> Report:
     application = Application(stage.dsn, script)
     watch = Watch(stage, application)
-    async with asyncio.TaskGroup() as group:
-        inserting = group.create_task(application.run())
-        async with aclosing(watch.until_quiet(plan.patience_s)) as views:
-            async for view in views:
-                progress.show(view)
-        inserting.cancel()
-    progress.close()
+    try:
+        async with asyncio.TaskGroup() as group:
+            inserting = group.create_task(application.run())
+            async with aclosing(watch.until_quiet(plan.patience_s)) as views:
+                async for view in views:
+                    progress.show(view)
+            inserting.cancel()
+    except ExceptionGroup as several:
+        raise first_of(several) from several
+    finally:
+        progress.close()
     progress.say("stopping the daemon")
     exit_code = await stage.stop_daemon()
     seen = await evidence.gather(stage, application, exit_code=exit_code)
     return report.judge(seen)
+
+
+def first_of(trouble: Exception) -> Exception:
+    """What happened first; the rest of a group is mostly its consequence."""
+    while isinstance(trouble, ExceptionGroup):
+        trouble = trouble.exceptions[0]
+    return trouble

@@ -16,7 +16,7 @@ from rich.text import Text
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from daemon.demo.report import Report
+    from daemon.demo.report import Report, SenderUse
     from daemon.demo.watch import View
 
 WIDE = 150  # columns where nobody looks at a terminal
@@ -85,9 +85,8 @@ class Bars:
             self._live.start()
         before, segments = self._last
         now = time.monotonic()
-        rates = {
-            address: (count - segments.get(address, 0)) / max(now - before, 0.1) for address, count in view.senders.items()
-        }
+        passed_s = max(now - before, 0.1)
+        rates = {address: (sent - segments.get(address, 0)) / passed_s for address, sent in view.senders.items()}
         self._last = (now, dict(view.senders))
         self._live.update(_picture(view, rates), refresh=True)
 
@@ -141,14 +140,12 @@ def results(report: Report, stream: TextIO) -> None:
         _table(
             "How fast the senders spoke, by the provider's clock, in segments",
             ("sender", "service", "messages", "segments", "limit in 1 s", "most in any 1 s", "used", ""),
-            (
-                (one.address, one.service, one.messages, one.segments, one.rate, one.max_in_1s, f"{one.used:.1%}", _mark(one.ok))
-                for one in report.senders
-            ),
+            map(_sender, report.senders),
         )
     )
     for check in report.checks:
-        console.print(Text(f"{_mark(check.ok)} {check.name}: {check.detail}", style="green" if check.ok else "bold red"))
+        colour = "green" if check.ok else "bold red"
+        console.print(Text(f"{_mark(check.ok)} {check.name}: {check.detail}", style=colour))
     failed = sum(not check.ok for check in report.checks)
     verdict = f"{failed} of {len(report.checks)} promises broken" if failed else "every promise kept"
     console.print(Text(verdict, style="bold red" if failed else "bold green"))
@@ -158,6 +155,11 @@ def as_json(report: Report, stream: TextIO) -> None:
     """The report as one JSON object on one line."""
     stream.write(orjson.dumps(report.document()).decode() + "\n")
     stream.flush()
+
+
+def _sender(one: SenderUse) -> tuple[object, ...]:
+    speed = (one.rate, one.max_in_1s, f"{one.used:.1%}", _mark(one.ok))
+    return one.address, one.service, one.messages, one.segments, *speed
 
 
 def _mark(ok: bool) -> str:  # noqa: FBT001

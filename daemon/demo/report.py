@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 # These say that a provider took it. undelivered and failed may also be a refusal at once, so they claim nothing.
 TAKEN = frozenset({"accepted", "sent", "delivered", "read", "undelivered"})
+ARRIVED = frozenset({"delivered", "read"})
 SHOWN = 3  # examples named in a failed check
 NEVER = frozenset({Kind.IMPOSSIBLE, Kind.EMPTY, Kind.STRANGE, Kind.EXPIRED, Kind.REPEAT, Kind.OPTED_OUT, Kind.CANCELED})
 
@@ -118,7 +119,7 @@ def judge(seen: Evidence) -> Report:
     by_service: dict[str, Counter[str]] = defaultdict(Counter)
     for one in seen.told:
         by_service[one.service][one.status] += 1
-    reasons = Counter((one.service, one.status, _gist(one)) for one in seen.told if one.status not in {"delivered", "read"})
+    reasons = Counter((one.service, one.status, _gist(one)) for one in seen.told if one.status not in ARRIVED)
     return Report(
         inserted=len(seen.committed),
         by_status=dict(Counter(one.status for one in seen.told).most_common()),
@@ -227,7 +228,8 @@ def _explained(duplicates: Sequence[Duplicate]) -> Check:
         detail = "no duplicate"
     else:
         known = Counter(one.service for one in duplicates)
-        detail = f"{len(duplicates)} sent again in doubt ({', '.join(f'{many} {name}' for name, many in known.items())})"
+        which = ", ".join(f"{many} {name}" for name, many in known.items())
+        detail = f"{len(duplicates)} sent again in doubt ({which})"
     if strange:
         detail += f"; not in the attempt table: {_some(strange)}"
     return Check(name="every duplicate has a doubt on record", ok=not strange, detail=detail)
@@ -257,8 +259,8 @@ def _use(seen: Evidence, address: str) -> SenderUse:
 def _latency(seen: Evidence) -> dict[str, Percentiles]:
     """Each stage of the road, and the way from commit to provider for each service."""
     first: dict[str, Entry] = {}
-    for entry in seen.sent:
-        first.setdefault(entry.to, entry)
+    for copy in seen.sent:
+        first.setdefault(copy.to, copy)
     committed = {one.row.recipient: one for one in seen.committed}
     spans: dict[str, list[float]] = defaultdict(list)
     for one in seen.told:

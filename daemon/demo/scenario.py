@@ -24,8 +24,25 @@ if TYPE_CHECKING:
 
 DEFAULT_MESSAGES = 2_000  # what the rates below are made for: everything is on its way within about 30 s
 SPAN_S = 22.0  # the application inserts for so long; shorter for few messages
-INTENTS = {"otp": "otp", "notifications": "notifications", "marketing": "marketing"}
 REPEATED = "order-1001"  # idempotency keys begin with it
+
+CODE = "{code} is your code. It is good for five minutes; tell it to nobody."
+PARCELS = (  # one segment, two, and one of 70 characters (UCS-2)
+    "Parcel {parcel} has left the depot and comes tomorrow between 9:00 and 12:00.",
+    (
+        "Parcel {parcel} could not be delivered. It waits for you at the shop on the corner until Saturday, 18:00. "
+        "Please bring a document with your name and this message; somebody else may fetch it if you write a note."
+    ),
+    "Grüße! Parcel {parcel} is in your letter box \N{PACKAGE}",
+)
+OFFERS = (
+    "Autumn has come: every pair of boots is a quarter cheaper until Sunday. Reply STOP to hear no more of us.",
+    "Two coffees for the price of one, this week, before ten in the morning. Reply STOP to hear no more of us.",
+    (
+        "The night of the open shops is on Friday: music from seven, soup from eight, and nothing closes before "
+        "midnight. Bring somebody who has never been; they drink for free. Reply STOP to hear no more of us."
+    ),
+)
 
 
 class Kind(StrEnum):
@@ -106,7 +123,7 @@ class Scenario:
 
 def write(messages: int, seed: int) -> Scenario:
     """The scenario of *messages* committed rows."""
-    dice = Random(seed)  # noqa: S311 (dice, not secrets)
+    dice = Random(seed)
     people = numbers()
     dice.shuffle(people)
     span_s = min(SPAN_S, max(2.0, messages / 80))
@@ -163,7 +180,7 @@ def _codes(count: int, people: list[str], dice: Random, *, span_s: float) -> Ite
     for number in range(count):
         row = Row(
             recipient=people.pop(),
-            body=f"{dice.randrange(1_000_000):06} is your code. It is good for five minutes; tell it to nobody.",
+            body=CODE.format(code=f"{dice.randrange(1_000_000):06}"),
             service="otp",
             intent="otp",
             expires_in_s=300.0,
@@ -196,12 +213,7 @@ def _notifications(count: int, people: list[str], dice: Random, *, span_s: float
 
 def _notification(number: int, recipient: str, dice: Random) -> Row:
     parcel = dice.randrange(10_000, 99_999)
-    text = dice.choice((
-        f"Parcel {parcel} has left the depot and comes tomorrow between 9:00 and 12:00.",
-        f"Parcel {parcel} could not be delivered. It waits for you at the shop on the corner until Saturday, 18:00. "
-        "Please bring a document with your name and this message; somebody else may fetch it if you write them a note.",
-        f"Grüße! Parcel {parcel} is in your letter box \N{PACKAGE}",
-    ))
+    text = dice.choice(PARCELS).format(parcel=parcel)
     # Two rows that follow each other share a key: the second waits until the first is settled.
     order_key = f"parcel-{parcel // 10_000}-{number // 2}" if number % 40 < 2 else None
     return Row(recipient=recipient, body=text, service="notifications", intent="notifications", order_key=order_key)
@@ -209,14 +221,8 @@ def _notification(number: int, recipient: str, dice: Random) -> Row:
 
 def _campaign(count: int, people: list[str], dice: Random) -> Iterator[Batch]:
     """One campaign: most of it by COPY, the rest in one INSERT of many rows a moment later."""
-    texts = (
-        "Autumn has come: every pair of boots is a quarter cheaper until Sunday. Reply STOP to hear no more of us.",
-        "Two coffees for the price of one, this week, before ten in the morning. Reply STOP to hear no more of us.",
-        "The night of the open shops is on Friday: music from seven, soup from eight, and nothing closes before "
-        "midnight. Bring somebody who has never been; they drink for free. Reply STOP to hear no more of us.",
-    )
     rows = [
-        Row(recipient=people.pop(), body=dice.choice(texts), service="marketing", intent="marketing")
+        Row(recipient=people.pop(), body=dice.choice(OFFERS), service="marketing", intent="marketing")
         for _ in range(count)
     ]
     cut = count * 3 // 4

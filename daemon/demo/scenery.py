@@ -1,4 +1,4 @@
-"""The files the demo's processes are given. Plain text, so that a person who keeps the folder can read and change them."""
+"""The files the demo's processes are given: plain text, so that a person who keeps the folder can read them."""
 
 from __future__ import annotations
 
@@ -19,8 +19,7 @@ def config(speakers: Sequence[Speaker], *, provider_url: str, public_port: int, 
     for speaker in speakers:
         services.setdefault(speaker.service, []).append(f'"{speaker.address}"')
     tables = [
-        "# Made by `outrider demo`. The pages of this daemon: "
-        f"http://127.0.0.1:{operator_port}/",
+        f"# Made by `outrider demo`. The pages of this daemon: http://127.0.0.1:{operator_port}/",
         '[database]\nurl = "embedded"\ntrial = true',
         '[daemon]\nstate = "state"\nlog_format = "json"',
         f'[web.public]\nport = {public_port}\nurl = "http://127.0.0.1:{public_port}"',

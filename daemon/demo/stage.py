@@ -64,9 +64,7 @@ class Stage:
             await stage._start_provider(down)
             public, operator = _free_ports()
             stage.operator_url = f"http://127.0.0.1:{operator}/"
-            text = scenery.config(
-                speakers, provider_url=stage.provider_url, public_port=public, operator_port=operator
-            )
+            text = scenery.config(speakers, provider_url=stage.provider_url, public_port=public, operator_port=operator)
             stage.config.write_text(text, encoding="utf-8")
             await stage._start_database(down)
             await stage._start_daemon(down)
@@ -122,9 +120,7 @@ class Stage:
         finally:
             await connection.close()
 
-    async def _spawn(
-        self, down: AsyncExitStack, name: str, *arguments: str, stdout: int | None = None
-    ) -> Process:
+    async def _spawn(self, down: AsyncExitStack, name: str, *arguments: str, stdout: int | None = None) -> Process:
         """Start one of our own commands; its stderr, and its stdout unless told otherwise, go to ``NAME.log``."""
         with (self.folder / f"{name}.log").open("wb") as log:
             process = await asyncio.create_subprocess_exec(

@@ -1,4 +1,4 @@
-"""What can be seen while the demo runs, and when it is over: from the tables and from the provider, never from the daemon."""
+"""What can be seen while the demo runs, and when it is over: asked of the tables and the provider, not the daemon."""
 
 from __future__ import annotations
 

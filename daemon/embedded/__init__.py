@@ -101,15 +101,15 @@ class Server:
         """As :func:`start`, with any Postgres's programs. *settings* do nothing to a server that already runs."""
         home = data.absolute().resolve()
         home.mkdir(mode=0o700, parents=True, exist_ok=True)
-        server = cls(home, programs, open_lock(home / "users.lock"))
         wanted = {**SETTINGS, **({} if durable else CARELESS), **settings}
-        try:
-            wait_for_lock(server._share(), fcntl.LOCK_SH)
+        with contextlib.ExitStack() as on_failure:
+            users = open_lock(home / "users.lock")
+            on_failure.callback(os.close, users)
+            wait_for_lock(users, fcntl.LOCK_SH)
+            server = cls(home, programs, users)
             with locked(home / "start.lock"):
                 server._socket = server._up(durable=durable, settings=wanted).socket
-        except BaseException:
-            server._leave()
-            raise
+            on_failure.pop_all()
         return server
 
     def dsn(self, database: str = DATABASE) -> str:
@@ -149,11 +149,6 @@ class Server:
 
     async def __aexit__(self, *_: object) -> None:
         await asyncio.to_thread(self.stop)
-
-    def _share(self) -> int:
-        if self._users is None:
-            raise EmbeddedError("this share in the server was given up")
-        return self._users
 
     def _leave(self) -> None:
         if self._users is not None:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 ROLE = "outrider"
 DATABASE = "outrider"
+MAKE_DATABASE = "CREATE DATABASE outrider;\n"
 SOCKET = ".s.PGSQL.5432"
 SOCKET_ROOM = 107  # bytes in the path of a unix socket: unix(7), sun_path, without the closing zero
 
@@ -135,7 +136,7 @@ def make_cluster(home: Path, identity: Identity, programs: Path, *, durable: boo
     finally:
         os.close(memory)
     alone = [str(programs / "postgres"), "--single", "-D", str(fresh), "-c", "fsync=off", "postgres"]
-    identity.run(alone, say=f"CREATE DATABASE {DATABASE};\n")
+    identity.run(alone, say=MAKE_DATABASE)
     if durable:
         identity.run([str(programs / "initdb"), "--sync-only", "-D", str(fresh)])
     fresh.rename(home / "cluster")

@@ -4,6 +4,9 @@ Whether a callback is Twilio's own: ``X-Twilio-Signature``.
 Base64 of HMAC-SHA1, with the account's Auth Token as key, over the URL exactly as Twilio was given it (no fragment, no
 user info), followed for a form by every name and value, sorted. The URL is rebuilt from configuration and the raw
 request line, never from ``Host`` or ``X-Forwarded-*``, which a stranger may write as he likes.
+
+Twilio joins names and values without a delimiter and signs no time: whoever has overheard a callback may repeat it, or
+move the border between a name and its value. Both do no harm where receipts are merged and ids and words are checked.
 """
 
 from __future__ import annotations

@@ -53,7 +53,7 @@ class Duration(float):
         for unit, size in (("d", DAY), ("h", HOUR), ("min", MINUTE)):
             if self >= size and float(self) % size == 0:
                 return f"{float(self) / size:g}{unit}"
-        return f"{float(self):g}s"
+        return f"{float(self):.9f}".rstrip("0").rstrip(".") + "s"
 
     @classmethod
     def __get_pydantic_core_schema__(cls, _source: object, _inner: GetCoreSchemaHandler) -> core_schema.CoreSchema:

@@ -88,7 +88,8 @@ def table_at(where: Where, data: Mapping[str, object]) -> type[Table] | None:
             return Service
         case ("intents", str()):
             return IntentSettings
-    return _TABLES.get(where)
+        case _:
+            return _TABLES.get(where)
 
 
 def secret_keys(model: type[Table]) -> tuple[str, ...]:
@@ -107,38 +108,41 @@ def known_keys(model: type[Table]) -> list[str]:
 def explain(error: ErrorDetails, data: Mapping[str, object]) -> Mistake:
     """What pydantic found, in our words."""
     where = _where(error)
+    if error["type"] in {"union_tag_not_found", "union_tag_invalid"}:
+        where = (*where, "kind")
     model = table_at(where[:-1], data) if where else None
-    last = str(where[-1]) if where else ""
+    return Mistake(where, _said(error, model, where))
+
+
+def _said(error: ErrorDetails, model: type[Table] | None, where: Where) -> str:
+    key, secrets = str(where[-1]) if where else "", secret_keys(model) if model else ()
     match error["type"]:
         case "extra_forbidden":
-            return Mistake(where, "no such key" + (nearest(last, known_keys(model)) if model else ""))
-        case "missing" if model and last in secret_keys(model):
-            return Mistake(
-                where, f"is missing; give {', '.join(f'{last}_{way}' for way in WAYS[:-1])} or {last}_{WAYS[-1]}"
-            )
+            return "no such key" + (nearest(key, known_keys(model)) if model else "")
         case "missing":
-            return Mistake(where, "is missing")
+            *ways, last = (f"{key}_{way}" for way in WAYS)
+            return f"is missing; give {', '.join(ways)} or {last}" if key in secrets else "is missing"
         case "union_tag_not_found":
-            return Mistake((*where, "kind"), "is missing" + nearest("", PROVIDERS))
+            return "is missing" + nearest("", PROVIDERS)
         case "union_tag_invalid":
             tag = str(error["ctx"]["tag"])
-            return Mistake((*where, "kind"), f"{quoted(tag)} is no kind of provider{nearest(tag, PROVIDERS)}")
-        case "enum" | "literal_error" if where[:1] == ("intents",) and len(where) == 2:
-            return Mistake(where, f"{quoted(last)} is no intent{nearest(last, Intent)}")
+            return f"{quoted(tag)} is no kind of provider{nearest(tag, PROVIDERS)}"
+        case "enum" | "literal_error" if where[:-1] == ("intents",):
+            return f"{quoted(key)} is no intent{nearest(key, Intent)}"
         case "enum" | "literal_error":
             words = str(error["ctx"]["expected"]).replace("' or '", "', '").strip("'").split("', '")
-            return Mistake(
-                where, f"{quoted(error['input'])} is not among the words{nearest(str(error['input']), words)}"
-            )
+            return f"{quoted(error['input'])} is not among the words{nearest(str(error['input']), words)}"
         case "too_short":
-            return Mistake(where, "expected at least one")
+            return "expected at least one"
         case "value_error":
-            return Mistake(where, str(error["ctx"]["error"]))
+            return str(error["ctx"]["error"])
         case kind if kind in _KINDS:
-            return Mistake(where, f"expected {_KINDS[kind]}")
-    expected = error["msg"].removeprefix("Input ").replace("String ", "text ").replace("Tuple ", "list ")
-    secret = model is None or last in secret_keys(model) or isinstance(error["input"], dict | list)
-    return Mistake(where, expected if secret else f"{quoted(error['input'])} {expected}")
+            return f"expected {_KINDS[kind]}"
+        case _:
+            # What stands where a list or table was not expected may hold anything, and so may a place we do not know.
+            shown = model is not None and key not in secrets and not isinstance(error["input"], dict | list)
+            expected = error["msg"].removeprefix("Input ")
+            return f"{quoted(error['input'])} {expected}" if shown else expected
 
 
 def _where(error: ErrorDetails) -> Where:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Mapping  # noqa: TC003: pydantic reads the annotations at run time
+from collections.abc import Mapping  # noqa: TC003 - pydantic reads the annotations at run time
 from enum import StrEnum
 from operator import itemgetter
 from pathlib import Path

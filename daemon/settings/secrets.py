@@ -87,7 +87,7 @@ class _Reader:
         return _contents(Path(folder) / name, _shown(name))
 
 
-def _settle(table: dict[str, object], where: Where, key: str, may_stand: bool, reader: _Reader) -> list[Mistake]:  # noqa: FBT001
+def _settle(table: dict[str, object], where: Where, key: str, may_stand: bool, reader: _Reader) -> list[Mistake]:
     named = {f"{key}_{way}": way for way in WAYS}
     given = [name for name in named if name in table]
     said = [*([key] if key in table else []), *given]

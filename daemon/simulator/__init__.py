@@ -10,7 +10,8 @@ answers. The rooms, from the wire inwards::
     admin.py       what a test or a person asks it: /_simulator/
     twilio.py      the dialect: what is wrong with a request, how a message is written, the signature
     messages.py    the messages it remembers, and what has become of each by now
-    ledger.py      every accepted POST, one line each   sender.py    what one sender has sent, countable while it goes on
+    ledger.py      every accepted POST, one line each
+    sender.py      what one sender has sent, countable while it goes on
     throttle.py    429 for a sender that is too fast
     faults.py      what shall go wrong, as a TOML file       faults.toml   an example with every key
     fate.py        dice and faults in, a message's fate out

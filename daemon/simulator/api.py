@@ -1,4 +1,4 @@
-"""The Messages resource: create, list, fetch, cancel, redact. Answers with values; the server writes them, or does not."""
+"""The Messages resource: create, list, fetch, cancel, redact. Gives answers; the server writes them, or does not."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class Api:
         self._postman = postman
         self._messages = Messages(settings.keep)
         self._throttles = Throttles()
-        self._bits = Random().getrandbits  # noqa: S311 (never seeded: a SID is new in every run)
+        self._bits = Random().getrandbits
 
     def reply(self, request: Request) -> Reply:
         """What is answered to *request*."""
@@ -223,4 +223,6 @@ def _moment(text: str, *, end: bool) -> float:
     """Seconds since the epoch of a moment; a bare date means its first moment, or its last. UTC."""
     moment = datetime.fromisoformat(text)
     moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
-    return (moment + timedelta(days=1, microseconds=-1) if end and len(text) == len("2026-01-31") else moment).timestamp()
+    if end and len(text) == len("2026-01-31"):
+        moment += timedelta(days=1, microseconds=-1)
+    return moment.timestamp()

@@ -44,7 +44,7 @@ class Dice:
     """The only chance in the simulator."""
 
     def __init__(self, seed: int) -> None:
-        self._random = Random(seed).random  # noqa: S311 (dice, not secrets)
+        self._random = Random(seed).random
 
     def throw(self) -> Rolls:
         """Every roll of one message."""
@@ -66,7 +66,7 @@ def story(faults: Faults, rolls: Rolls, to: str, *, pooled: bool) -> tuple[News,
     receipts = faults.receipts
     sent_s = receipts.sent.seconds(rolls.sent)
     final_s = sent_s + receipts.final.seconds(rolls.final)
-    start = (News(0.0, "queued"),) if pooled else ()
+    start = (News(sent_s / 2, "queued"),) if pooled else ()
     if drop := _drop(faults, rolls, to):
         lost = (News(final_s, "undelivered", drop.code),) if drop.receipt == "undelivered" else ()
         return (*start, News(sent_s, "sent"), *lost)

@@ -11,7 +11,7 @@ from collections import defaultdict, deque
 from functools import partial
 from hashlib import sha256
 from itertools import islice
-from typing import TYPE_CHECKING, NamedTuple, Self
+from typing import TYPE_CHECKING, NamedTuple
 
 import orjson
 
@@ -21,7 +21,6 @@ from daemon.simulator.sender import Sender
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
-    from types import TracebackType
 
 
 class Entry(NamedTuple):
@@ -98,12 +97,6 @@ class Ledger:
 
     def __len__(self) -> int:
         return len(self.entries)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self.close()
 
     def _remember(self, entry: Entry) -> None:
         self.entries.append(entry)

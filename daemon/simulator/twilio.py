@@ -151,28 +151,30 @@ def resource(message: Message, account: str, clock: float) -> bytes:
     news = message.now(clock)
     uri = f"/{VERSION}/Accounts/{account}/Messages/{message.sid}"
     sent = message.sent_at(clock)
-    return orjson.dumps({
-        "account_sid": account,
-        "api_version": VERSION,
-        "body": message.body,
-        "date_created": date(int(message.created)),
-        "date_sent": None if sent is None else date(int(sent)),
-        "date_updated": date(int(message.created + news.after_s)),
-        "direction": "outbound-api",
-        "error_code": int(news.code) if news.code else None,
-        "error_message": None,
-        "from": message.sender or None,
-        "messaging_service_sid": message.service or None,
-        "num_media": str(message.media),
-        "num_segments": str(message.segments) if message.sender or sent else "0",
-        "price": None,
-        "price_unit": "USD",
-        "sid": message.sid,
-        "status": news.status,
-        "subresource_uris": {"media": f"{uri}/Media.json"},
-        "to": message.to,
-        "uri": f"{uri}.json",
-    })
+    return orjson.dumps(
+        {
+            "account_sid": account,
+            "api_version": VERSION,
+            "body": message.body,
+            "date_created": date(int(message.created)),
+            "date_sent": None if sent is None else date(int(sent)),
+            "date_updated": date(int(message.created + news.after_s)),
+            "direction": "outbound-api",
+            "error_code": int(news.code) if news.code else None,
+            "error_message": None,
+            "from": message.sender or None,
+            "messaging_service_sid": message.service or None,
+            "num_media": str(message.media),
+            "num_segments": str(message.segments) if message.sender or sent else "0",
+            "price": None,
+            "price_unit": "USD",
+            "sid": message.sid,
+            "status": news.status,
+            "subresource_uris": {"media": f"{uri}/Media.json"},
+            "to": message.to,
+            "uri": f"{uri}.json",
+        }
+    )
 
 
 def receipt(message: Message, account: str, status: str, code: str, clock: float) -> dict[str, str]:

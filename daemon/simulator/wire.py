@@ -52,7 +52,7 @@ class Answer(NamedTuple):
         )
 
 
-class BadRequest(Exception):
+class BadRequestError(Exception):
     """Not a request we can read; carries the HTTP status that says why."""
 
     def __init__(self, status: int) -> None:
@@ -61,11 +61,11 @@ class BadRequest(Exception):
 
 
 def take_request(inbox: bytes) -> tuple[Request, int] | None:
-    """The first request of *inbox* and its length in bytes; None while it is not whole. Raises BadRequest."""
+    """The first request of *inbox* and its length in bytes; None while it is not whole. Raises BadRequestError."""
     end = inbox.find(b"\r\n\r\n")
     if end < 0:
         if len(inbox) > HEAD_MAX:
-            raise BadRequest(431)
+            raise BadRequestError(431)
         return None
     method, target, headers, length = read_head(inbox[:end])
     total = end + 4 + length
@@ -75,7 +75,7 @@ def take_request(inbox: bytes) -> tuple[Request, int] | None:
 @lru_cache(maxsize=512)
 def read_head(head: bytes) -> tuple[str, str, Mapping[bytes, bytes], int]:
     """
-    Method, target, headers and length of the body. Raises BadRequest.
+    Method, target, headers and length of the body. Raises BadRequestError.
 
     Cached, because a client says the same things with every request: the heads of most differ in nothing.
     """
@@ -85,11 +85,11 @@ def read_head(head: bytes) -> tuple[str, str, Mapping[bytes, bytes], int]:
         headers = {name.lower(): value.strip() for name, value in (line.split(b":", 1) for line in lines)}
         length = int(headers.get(b"content-length", b"0"))
     except ValueError:
-        raise BadRequest(400) from None
+        raise BadRequestError(400) from None
     if b"transfer-encoding" in headers:
-        raise BadRequest(411)
+        raise BadRequestError(411)
     if not 0 <= length <= BODY_MAX:
-        raise BadRequest(413 if length > 0 else 400)
+        raise BadRequestError(413 if length > 0 else 400)
     return method, target, MappingProxyType(headers), length
 
 
@@ -166,7 +166,7 @@ class Conversation(asyncio.Protocol):
                 self._busy = True
                 self._last = request.headers.get(b"connection", b"").lower() == b"close"
                 self._serve(request, self)
-        except BadRequest as bad:
+        except BadRequestError as bad:
             self.hang_up(Answer(bad.status, b"", b"Connection: close\r\n").raw())
         finally:
             self._reading = False

@@ -2,8 +2,8 @@
 Who may reach the operator's listener.
 
 Without a token it listens on the loopback only (settings see to that) and answers only to loopback names: a web page
-that points its own name at 127.0.0.1 (DNS rebinding) is turned away. With a token, a request shows it as a bearer, and a
-browser shows a cookie it was given for the token once.
+that points its own name at 127.0.0.1 (DNS rebinding) is turned away. With a token, a request shows it as a bearer, and
+a browser shows a cookie it was given for the token once.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ import time
 from hashlib import sha256
 from typing import TYPE_CHECKING, Final
 
-from aiohttp import web
-
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from aiohttp import web
 
 COOKIE: Final = "outrider"
 SESSION_S: Final = 12 * 3600  # a day's work
@@ -29,13 +29,9 @@ class Guard:
     """Checks requests against *token*; None means that the loopback is guard enough. *now* is the wall clock."""
 
     def __init__(self, token: str | None, *, now: Callable[[], float] = time.time) -> None:
-        self._digest = None if token is None else sha256(token.encode()).digest()
+        self._digest = sha256((token or "").encode()).digest()
+        self.wants_token = token is not None
         self._now = now
-
-    @property
-    def wants_token(self) -> bool:
-        """Whether a token is asked for at all."""
-        return self._digest is not None
 
     def is_addressed(self, request: web.Request) -> bool:
         """Whether the Host header names this machine; any name will do where a token is asked for."""
@@ -43,7 +39,7 @@ class Guard:
 
     def admits(self, request: web.Request) -> bool:
         """Whether the request shows the token, or the cookie that stands for it."""
-        if self._digest is None:
+        if not self.wants_token:
             return True
         scheme, _, shown = request.headers.get("Authorization", "").partition(" ")
         if scheme.lower() == "bearer":
@@ -53,7 +49,7 @@ class Guard:
     def knows(self, token: str) -> bool:
         """Whether *token* is the one. Takes as long whatever is wrong with it."""
         shown = sha256(token.encode("utf-8", "surrogateescape")).digest()
-        return self._digest is not None and hmac.compare_digest(shown, self._digest)
+        return self.wants_token and hmac.compare_digest(shown, self._digest)
 
     def open_session(self, response: web.Response) -> None:
         """Hand out the cookie: it ends by itself, and with the token it was made from."""
@@ -69,5 +65,4 @@ class Guard:
         return hmac.compare_digest(seal, self._seal(until)) and int(until) > self._now()
 
     def _seal(self, until: str) -> str:
-        assert self._digest is not None  # without a token nobody is given a session
         return hmac.new(self._digest, f"session until {until}".encode(), sha256).hexdigest()

@@ -21,7 +21,11 @@ STUCK_S = 60.0  # due rows, and nothing sent for so long
 
 @dataclass(frozen=True, slots=True)
 class Headline:
-    """The answer, and what it rests on. good: going out; quiet: nothing to do; warn: in part; bad: no; hold: on purpose."""
+    """
+    The answer, and what it rests on.
+
+    good: going out; quiet: nothing to do; warn: in part; bad: no, and nobody wanted that; hold: no, on purpose.
+    """
 
     tone: Tone
     answer: str
@@ -30,7 +34,9 @@ class Headline:
 
 def headline(status: Status) -> Headline:
     """The first of these that is true, the gravest first."""
-    return _not_serving(status) or _stopped_on_purpose(status) or _not_going(status) or _in_part(status) or _going(status)
+    return (
+        _not_serving(status) or _stopped_on_purpose(status) or _not_going(status) or _in_part(status) or _going(status)
+    )
 
 
 def _not_serving(status: Status) -> Headline | None:
@@ -53,7 +59,9 @@ def _stopped_on_purpose(status: Status) -> Headline | None:
     for pause in status.pauses:
         if pause.what == "all":
             reason = f" ({pause.reason})" if pause.reason else ""
-            return Headline("hold", "Everything is paused", f"An operator stopped all sending{reason}; {_waiting(status)}.")
+            return Headline(
+                "hold", "Everything is paused", f"An operator stopped all sending{reason}; {_waiting(status)}."
+            )
     return None
 
 
@@ -94,7 +102,9 @@ def _going(status: Status) -> Headline:
     sent = status.rates.sent.last_10_s
     if not _due(status) and sent == 0:
         scheduled = sum(row.messages for row in status.queue)
-        later = f"{many(scheduled, 'message has', 'messages have')} a later hour." if scheduled else "Nothing is waiting."
+        later = (
+            f"{many(scheduled, 'message has', 'messages have')} a later hour." if scheduled else "Nothing is waiting."
+        )
         return Headline("quiet", "All is quiet", f"Every message that was due has gone out. {later}")
     if not _due(status):
         return Headline("good", "Messages are going out", f"{per_second(sent)} a second are accepted; none is waiting.")

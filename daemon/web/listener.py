@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from aiohttp import web
 
@@ -46,9 +46,8 @@ class Listener:
         )
         await runner.setup()
         try:
-            assert runner.server is not None  # it has been set up
             loop = asyncio.get_running_loop()
-            server = await loop.create_server(self._admit(runner.server), self.host, self.port, backlog=BACKLOG)
+            server = await loop.create_server(self._admit(runner), self.host, self.port, backlog=BACKLOG)
             self.port = server.sockets[0].getsockname()[1]
             self.listening.set()
             await stop.wait()
@@ -57,9 +56,10 @@ class Listener:
             self.listening.clear()
             await runner.cleanup()
 
-    def _admit(self, server: web.Server) -> Callable[[], asyncio.Protocol]:
+    def _admit(self, runner: web.AppRunner) -> Callable[[], asyncio.Protocol]:
         def admit() -> asyncio.Protocol:
-            return server() if len(server.connections) < self._connections_max else _Full()
+            server = runner.server
+            return _Full() if server is None or len(server.connections) >= self._connections_max else server()
 
         return admit
 
@@ -68,5 +68,4 @@ class _Full(asyncio.Protocol):
     """Hangs up at once."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        transport.abort()
+        cast("asyncio.Transport", transport).abort()

@@ -105,7 +105,7 @@ def page(status: Status) -> Page:
         state=status.state,
         about=f"{status.instance}, version {status.version}, up {span(status.uptime_s)}",
         at=_clock(status.at),
-        notices=tuple(f"{pause.what} is paused: {pause.reason or 'no reason given'}" for pause in status.pauses),
+        notices=tuple(f"Paused: {pause.what.replace(':', ' ', 1)} ({pause.reason or 'no reason given'})" for pause in status.pauses),
         cards=_cards(status),
         chart=chart(status.history, status.rates),
         tables=(
@@ -118,7 +118,7 @@ def page(status: Status) -> Page:
 def _cards(status: Status) -> tuple[Card, ...]:
     totals = status.totals
     waiting = sum(row.messages for row in status.queue)
-    doubt, dead = totals.get("unknown", 0), totals.get("dead", 0)
+    dead = totals.get("dead", 0)
     arrived = totals.get("delivered", 0) + totals.get("read", 0)
     lost = totals.get("undelivered", 0) + totals.get("failed", 0)
     judged = arrived + lost
@@ -127,9 +127,15 @@ def _cards(status: Status) -> tuple[Card, ...]:
         Card("On the wire", count(sum(row.in_flight for row in status.providers)), "a provider is being asked"),
         Card("Delivered", brief(arrived), f"{share(arrived / judged)} of those judged" if judged else "no receipt yet"),
         Card("Not delivered", brief(lost), "refused, or a receipt said no", "warn" if lost > arrived / 20 else None),
-        Card("In doubt", count(doubt), "asked, and never answered", "warn" if doubt else None),
+        _doubt(status),
         Card("Given up", count(dead), "parked with their story", "bad" if dead else None),
     )
+
+
+def _doubt(status: Status) -> Card:
+    if status.in_doubt is None:
+        return Card("Were in doubt", count(status.totals.get("unknown", 0)), "asked, and not answered")
+    return Card("In doubt", count(status.in_doubt), "asked, and not answered", "warn" if status.in_doubt else None)
 
 
 def _queue(rows: Sequence[Backlog]) -> Table:

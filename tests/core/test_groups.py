@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import random  # noqa: TC003: hypothesis reads the annotations
+import random  # noqa: TC003 - hypothesis reads the annotations
 
 from hypothesis import given
 from hypothesis import strategies as st

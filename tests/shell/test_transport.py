@@ -36,7 +36,9 @@ class Wire:
     async def request(self) -> bytes:
         head = await self.reader.readuntil(b"\r\n\r\n")
         self.heard += head
-        length = next((int(line[15:]) for line in head.split(b"\r\n") if line.lower().startswith(b"content-length:")), 0)
+        length = next(
+            (int(line[15:]) for line in head.split(b"\r\n") if line.lower().startswith(b"content-length:")), 0
+        )
         body = await self.reader.readexactly(length)
         self.heard += body
         return head + body
@@ -86,7 +88,9 @@ async def serving(script: Script) -> AsyncIterator[Server]:
 
 
 def post(url: str, body: bytes = BODY) -> Request:
-    return Request("POST", url, {"Content-Type": "application/x-www-form-urlencoded", "Authorization": "Basic eA=="}, body)
+    return Request(
+        "POST", url, {"Content-Type": "application/x-www-form-urlencoded", "Authorization": "Basic eA=="}, body
+    )
 
 
 async def once(script: Script, *, deadline_s: float = LATE) -> Response | Unreachable | Uncertain:

@@ -1,0 +1,141 @@
+"""
+The early judgement of a row: can it be sent at all?
+
+Asked by the inspector ahead of the claims, so that a bad row ends with a reason within seconds, and once more by the
+courier. What only time can tell (opt-outs, pauses, the last moment) is asked in permission.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from typing import TYPE_CHECKING
+
+from daemon.core import address, template
+from daemon.core.lifecycle import Status
+from daemon.core.message import Channel, Intent, OnAmbiguous
+from daemon.core.template import CHARACTERS_MAX
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+
+@dataclass(slots=True, kw_only=True)
+class Row:
+    """What an application asked for. Times are seconds since the epoch. Not frozen: one is made for every message."""
+
+    recipient: str | None
+    channel: str
+    service: str | None  # None: the sender is pinned, or the service does not matter
+    sender: str | None
+    body: str | None
+    template: str | None
+    variables: object  # whatever JSON it was
+    media: tuple[str, ...]
+    intent: str | None
+    first_due: float  # when it is first of use: inserted, or send_at if that is later
+    expires_at: float | None  # the validity of the row and of its service counted in
+    on_ambiguous: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Known:
+    """What this installation knows: of all live daemons, not of this one alone (one more may carry a new service)."""
+
+    services: frozenset[str]
+    senders: frozenset[str]
+    templates: Mapping[str, str]
+    channels: frozenset[str] = frozenset({Channel.SMS})  # carried by some configured provider
+    regions: Mapping[str, str | None] = field(default_factory=dict)  # default region of each service that has one
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """It ends here, in *status*."""
+
+    status: Status
+    reason: str
+
+    @classmethod
+    def failed(cls, reason: str) -> Refusal:
+        """The application's mistake: repeating will not help."""
+        return cls(Status.FAILED, reason)
+
+
+def inspect(row: Row, known: Known, now: float) -> Refusal | None:
+    """Why *row* cannot be sent, at *now* (wall clock); None when it can."""
+    # The words say how to read the rest, and the costliest look comes last.
+    return _words(row, known) or _content(row, known) or _hour(row, now) or _recipient(row, known)
+
+
+def _words(row: Row, known: Known) -> Refusal | None:
+    if row.channel not in _CHANNELS:
+        return _unknown("channel", row.channel, _CHANNELS)
+    if row.channel not in known.channels:
+        return Refusal.failed(f"channel {row.channel} is not carried by any configured provider")
+    if row.intent is not None and row.intent not in _INTENTS:
+        return _unknown("intent", row.intent, _INTENTS)
+    if row.on_ambiguous is not None and row.on_ambiguous not in _POLICIES:
+        return _unknown("on_ambiguous", row.on_ambiguous, _POLICIES)
+    if row.service is not None and row.service not in known.services:
+        return _unknown("service", row.service, known.services)
+    if row.sender is not None and row.sender not in known.senders:
+        return _unknown("sender", row.sender, known.senders)
+    return None
+
+
+def _content(row: Row, known: Known) -> Refusal | None:
+    if row.template is not None:
+        return _templated(row, row.template, known)
+    body = row.body
+    if body is None or not body.strip():
+        return None if row.media else Refusal.failed("empty body")
+    if len(body) > CHARACTERS_MAX:
+        return Refusal.failed(f"the body has {len(body)} characters, at most {CHARACTERS_MAX} are allowed")
+    return None
+
+
+def _templated(row: Row, name: str, known: Known) -> Refusal | None:
+    if row.body is not None:
+        return Refusal.failed("both a body and a template: give one of the two")
+    if name not in known.templates:
+        return _unknown("template", name, known.templates)
+    variables = {} if row.variables is None else row.variables
+    if not isinstance(variables, Mapping):
+        return Refusal.failed('variables are not an object: give {"name": "value", ...}')
+    filled = template.render(known.templates[name], variables)
+    if isinstance(filled, template.Unfit):
+        return Refusal.failed(filled.reason)
+    return None if filled.strip() or row.media else Refusal.failed("empty body: the template came out blank")
+
+
+def _hour(row: Row, now: float) -> Refusal | None:
+    if row.expires_at is None:
+        return None
+    if row.expires_at <= row.first_due:
+        return Refusal(Status.EXPIRED, "it expires before it is due")
+    if row.expires_at <= now:
+        return Refusal(Status.EXPIRED, f"too late: expired {now - row.expires_at:.0f} s ago")
+    return None
+
+
+def _recipient(row: Row, known: Known) -> Refusal | None:
+    if not row.recipient:
+        return Refusal(Status.SUPPRESSED, "bad number: there is none")
+    if row.channel not in address.PHONE_CHANNELS or address.plausible(row.recipient):
+        return None
+    found = address.read(row.recipient, row.channel, known.regions.get(row.service or ""))
+    return Refusal(Status.SUPPRESSED, f"bad number: {found.reason}") if isinstance(found, address.Unreadable) else None
+
+
+def _unknown(what: str, word: str, known: Iterable[str]) -> Refusal:
+    # Any word may come, of any length: it is shown cut, and compared cut.
+    shown = word[:40]
+    close = get_close_matches(shown, sorted(known), n=1)
+    return Refusal.failed(f"unknown {what} {shown!r}" + (f"; did you mean {close[0]!r}?" if close else ""))
+
+
+_CHANNELS = frozenset(str(word) for word in Channel)
+_INTENTS = frozenset(str(word) for word in Intent)
+_POLICIES = frozenset(str(word) for word in OnAmbiguous)

@@ -1,0 +1,148 @@
+"""The whole road, with everything real: an inserted row becomes a delivered message."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from typing import TYPE_CHECKING
+
+import orjson
+import pytest
+
+from daemon.simulator import Faults
+from tests.road.stage import Cast
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from tests.road.stage import Stage
+
+    SetUp = Callable[..., Awaitable[Stage]]
+
+CAST = Cast(
+    senders={"72345": 200, "+15550100001": 50, "+15550100002": 50},
+    services={"otp": ["72345"], "notifications": ["+15550100001", "+15550100002"]},
+)
+PROMPT = Faults.model_validate({"receipts": {"sent": {"kind": "fixed", "ms": 5}, "final": {"kind": "fixed", "ms": 20}}})
+
+
+@pytest.mark.every_postgres
+async def test_every_row_is_sent_once_and_delivered(stage: SetUp) -> None:
+    road = await stage(CAST, PROMPT)
+    await road.insert(50, service="otp", intent="otp")  # before the daemon: it waits
+    await road.start()
+    await road.insert(100, service="notifications", intent="notifications")
+    await road.until("SELECT count(*) = 150 FROM outrider.message WHERE status = 'delivered'")
+    sent = await road.sent()
+    assert len(sent) == 150
+    assert all(attempts == [1] for attempts in sent.values())
+    assert await road.connection.fetchval("SELECT count(*) FROM outrider.queue") == 0
+    assert await road.stop() == 0
+    assert await road.connection.fetchval("SELECT count(*) FROM outrider.claim") == 0
+
+
+async def test_the_order_of_a_key_is_kept(stage: SetUp) -> None:
+    road = await stage(CAST)
+    await road.start()
+    for number in range(20):
+        await road.insert(1, service="notifications", intent="delivery", body=f"part {number}", order_key="conversation")
+    await road.quiet()
+    rows = await road.connection.fetch(
+        "SELECT o.id FROM outrider.outbox o ORDER BY o.seq"
+    )
+    order = [id for id in await road.sent()]  # noqa: C416: by when the judge saw it
+    assert order == [row["id"] for row in rows]
+
+
+async def test_a_row_of_the_future_waits_and_a_cancelled_one_is_never_sent(stage: SetUp) -> None:
+    road = await stage(CAST)
+    await road.start()
+    await road.connection.execute(
+        "INSERT INTO outrider.outbox (recipient, service, body, send_at) VALUES"
+        " ('+12025550101', 'notifications', 'soon', now() + interval '1 second'),"
+        " ('+12025550102', 'notifications', 'never', now() + interval '1 hour')"
+    )
+    never = await road.connection.fetchval("SELECT id FROM outrider.outbox WHERE body = 'never'")
+    assert await road.connection.fetchval("SELECT outrider.cancel($1)", never) == "canceled"
+    await road.until("SELECT count(*) = 1 FROM outrider.message WHERE status IN ('accepted', 'sent', 'delivered')")
+    assert await road.connection.fetchval("SELECT outrider.cancel(id) FROM outrider.outbox WHERE body = 'soon'") == "too_late"
+    sent = await road.sent()
+    assert len(sent) == 1
+    assert never not in sent
+
+
+async def test_a_paused_service_waits_and_goes_on(stage: SetUp) -> None:
+    road = await stage(CAST)
+    await road.start()
+    await road.connection.execute("SELECT outrider.pause('service:otp', 'maintenance')")
+    await asyncio.sleep(0.5)
+    await road.insert(5, service="otp", intent="otp")
+    await road.insert(5, service="notifications", intent="delivery")
+    await road.until("SELECT count(*) = 5 FROM outrider.message WHERE service = 'notifications' AND status <> 'queued'")
+    await asyncio.sleep(0.5)
+    assert len(await road.sent()) == 5
+    await road.connection.execute("SELECT outrider.resume('service:otp')")
+    await road.quiet()
+    assert len(await road.sent()) == 10
+
+
+async def test_who_opted_out_gets_nothing(stage: SetUp) -> None:
+    road = await stage(CAST)
+    await road.start()
+    await road.connection.execute("SELECT outrider.opt_out('+12025550001')")
+    await asyncio.sleep(0.5)
+    await road.insert(2, service="otp", intent="otp")
+    await road.quiet()
+    assert (await road.statuses())["suppressed", "opted out"] == 1
+    assert len(await road.sent()) == 1
+
+
+async def test_a_repeated_key_is_never_sent_and_names_the_first(stage: SetUp) -> None:
+    road = await stage(CAST)
+    await road.start()
+    for _ in range(3):
+        await road.insert(1, service="otp", intent="otp", idempotency_key="order 17")
+    await road.quiet()
+    first = await road.connection.fetchval("SELECT id FROM outrider.outbox ORDER BY seq LIMIT 1")
+    assert (await road.statuses())["suppressed", f"duplicate of {first}"] == 2
+    assert list(await road.sent()) == [first]
+
+
+async def test_a_stopping_daemon_gives_back_what_it_has_not_sent(stage: SetUp) -> None:
+    road = await stage(Cast(senders={"+15550100001": 5}, services={"slow": ["+15550100001"]}))
+    await road.start()
+    await road.insert(50, service="slow", intent="marketing")
+    await road.until("SELECT count(*) >= 5 FROM outrider.outcome")
+    assert await road.stop() == 0
+    assert Counter(word for word, _ in (await road.statuses()).elements())["sending"] == 0
+    await road.start()
+    await road.quiet()
+    assert all(len(attempts) == 1 for attempts in (await road.sent()).values())
+    assert len(await road.sent()) == 50
+
+
+async def test_a_reload_takes_up_a_new_service(stage: SetUp) -> None:
+    road = await stage(CAST)
+    await road.start()
+    config = road.folder / "config.toml"
+    config.write_text(config.read_text() + "[services.alerts]\nsenders = ['72345']\n")
+    await road.hang_up()
+    await asyncio.sleep(0.5)
+    await road.insert(3, service="alerts", intent="security")
+    await road.quiet()
+    assert len(await road.sent()) == 3
+
+
+async def test_a_daemon_tells_how_it_is(stage: SetUp) -> None:
+    road = await stage(CAST)
+    await road.start()
+    await road.insert(20, service="otp", intent="otp")
+    await road.quiet()
+    assert (await road.ask("/healthz"))[0] == 200
+    status = orjson.loads((await road.ask("/api/status"))[1])
+    assert status["totals"]["accepted"] == 20
+    exposition = (await road.ask("/metrics"))[1].decode()
+    assert 'outrider_exchanges_total{outcome="accepted",provider="sim"} 20.0' in exposition
+    log = road.log.read_text()
+    assert "+1202" not in log
+    assert "Hello" not in log
