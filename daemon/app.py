@@ -50,7 +50,7 @@ CLEAN, FAILED, BAD_CONFIGURATION = 0, 1, 78
 
 async def run(settings: Settings, *, config_path: Path, stop: asyncio.Event | None = None) -> int:
     """Carry messages until SIGTERM, SIGINT or *stop*; the exit code."""
-    logs.configure(settings.daemon.log_level, settings.daemon.log_format)
+    _configure_logs(settings)
     stop = stop or asyncio.Event()
     async with AsyncExitStack() as stack:
         try:
@@ -161,7 +161,7 @@ class App:
             log.error("schema.refused", reason="; ".join(map(str, trouble.exceptions)))
             code = BAD_CONFIGURATION
         except* (OSError, RuntimeError, TimeoutError) as trouble:
-            log.error("daemon.failed", reasons=[repr(one) for one in trouble.exceptions])
+            log.error("daemon.failed", exc_info=trouble)
             code = FAILED
         finally:
             self._observer.stopped()
@@ -208,6 +208,7 @@ class App:
             later = [change for change in changes if change.startswith(("database", "daemon", "web", "providers"))]
             log.info("settings.reloaded", changes=[change for change in changes if change not in later], after_restart=later)
             self._settings = fresh
+            _configure_logs(fresh)
             self._engine.reload(fresh)
         notify("READY=1")
 
@@ -263,6 +264,11 @@ async def _simulator(provider: object, stack: AsyncExitStack) -> str:
         account_sid=provider.account_sid, auth_token=provider.auth_token.get_secret_value(), faults=provider.faults
     )
     return (await stack.enter_async_context(simulator.Simulator(settings))).url
+
+
+def _configure_logs(settings: Settings) -> None:
+    own = {sender.address for sender in settings.senders}
+    logs.configure(settings.daemon.log_level, settings.daemon.log_format, known=own)
 
 
 def _free_port(host: str) -> int:

@@ -83,7 +83,7 @@ class Engine:
             observer=observer, in_hand_max=settings.daemon.in_hand, tick=clock.tick,
         )  # fmt: skip
         self.ledger = Ledger(self.settlements, journal, self.outbox, owner=owner, observer=observer)
-        self.recovery = Recovery(self.chores, self.ledger, memory, owner=owner, now=clock.now, provider_of=self.desk.provider_of)
+        self.recovery = Recovery(self.chores, self.ledger, memory, owner=owner, now=clock.now, provider_of=self.desk.provider_of, tick=clock.tick)
         exchange_s = max(gate.timeout_s for gate in gates.values())
         self.leases = Leases(
             self.chores, owner=owner, groups=self._groups, reconcile=self.recovery.reconcile, tick=clock.tick, exchange_s=exchange_s

@@ -54,7 +54,7 @@ class Word:
     reference: str | None = None
     code: str | None = None
     reason: str | None = None
-    at: float = 0.0  # wall clock: when accepted, or when the attempt was judged
+    at: float = 0.0  # wall clock: when it was accepted, or sent
     due_at: float = 0.0
     charge: int = 0
     story: str | None = None  # how the exchange ended, when that is worth an attempt row
@@ -70,10 +70,12 @@ def word(message: Message, grp: str, verdict: Verdict, *, now: float, exchange: 
     said = Word(grp=grp, id=message.id, attempt=message.attempt, status="", at=now)
     if exchange is not None:
         said.provider, said.sender, said.segments = exchange.provider, exchange.sender, message.segments
-        said.story = None if isinstance(exchange.outcome, Accepted) else told(exchange.outcome)
+        if not isinstance(exchange.outcome, Accepted):
+            # When it was sent, not when we gave up waiting: evidence is looked for around that moment.
+            said.story, said.at = told(exchange.outcome), now - exchange.took_s
     match verdict:
         case Handed(outcome):
-            said.status, said.rank = outcome.status, RANKS[Status(outcome.status)]
+            said.status, said.rank = Status(outcome.status).value, RANKS[Status(outcome.status)]
             said.reference, said.segments = outcome.reference, outcome.segments or message.segments
             said.sender = outcome.sender or said.sender
             said.reason = None if outcome.reference else "accepted, but the provider's answer was cut short"

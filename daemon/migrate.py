@@ -1,8 +1,8 @@
 """
 The schema's steps: numbered plain SQL files, applied once each, forward only.
 
-``sql/migrations/NNNN_name.sql`` runs whole in one transaction, together with the row in ``outrider.migration`` that says
-so. A file whose first lines hold ``-- no-transaction`` runs statement by statement, for ``CREATE INDEX CONCURRENTLY``:
+``sql/migrations/NNNN_name.sql`` runs whole in one transaction, together with the row in ``outrider.migration`` that
+says so. A file whose first lines hold ``-- no-transaction`` runs statement by statement, for ``CREATE INDEX CONCURRENTLY``:
 each statement ends with a semicolon at the end of a line and can be repeated (``IF NOT EXISTS``).
 
 Several daemons may start at once, so one of them migrates at a time. The others *poll* ``pg_try_advisory_lock``: a

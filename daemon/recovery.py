@@ -32,12 +32,13 @@ STATEMENTS = ("open_claims",)
 class Recovery:
     """Reconciles the open claims of a group with the dispatch log of the last run."""
 
-    def __init__(self, line: Line, ledger: Ledger, memory: Memory, *, owner: UUID, now: Callable[[], float], provider_of: Callable[[str], str | None]) -> None:
+    def __init__(self, line: Line, ledger: Ledger, memory: Memory, *, owner: UUID, now: Callable[[], float], provider_of: Callable[[str], str | None], tick: Callable[[], float]) -> None:
         self._line = line
         self._ledger = ledger
         self._memory = memory
         self._owner = owner
         self._now = now
+        self._tick = tick
         self._provider_of = provider_of
         self.counts: dict[str, int] = {"free": 0, "answered": 0, "doubt": 0}
 
@@ -74,7 +75,7 @@ class Recovery:
             sender=sender,
             provider=self._provider_of(sender) if sender else None,
             reason=reason,
-            at=self._now(),
+            at=self._now() - (self._tick() - dispatch.tick) if dispatch else row["taken_at"].timestamp(),
             due_at=self._now() + FIRST_LOOK_S,
             story="uncertain" if dispatch else "lost",
         )

@@ -37,7 +37,7 @@ DNS_S = 30  # how long a name is remembered
 SWEEP_S = 0.1  # how much later than its deadline an exchange may end
 
 
-class Withdrawn(Exception):  # noqa: N818 (not an error: a decision taken at the last moment)
+class Withdrawn(Exception):
     """Raised by ``on_write`` when the message must not go after all. Nothing has left."""
 
 
@@ -83,7 +83,7 @@ class Transport:
         except (aiohttp.ClientError, OSError) as error:
             if flight.refused:
                 # aiohttp wraps what a body raises; the caller wants to see its own.
-                raise (error.__cause__ or error) from None
+                raise
             return flight.failed(_named(error))
         except asyncio.CancelledError:
             if not flight.timed_out():

@@ -88,7 +88,7 @@ async def follow(connection: asyncpg.Connection[asyncpg.Record], message: UUID, 
     with out.status("looking") as live:
         while True:
             row = await connection.fetchrow(queries.MESSAGE, message)
-            assert row is not None, "the row we inserted is gone"  # noqa: S101
+            assert row is not None, "the row we inserted is gone"
             here = (row["status"], row["reason"])
             passed = (datetime.now(UTC) - begun).total_seconds()
             live.update(f"{row['status']}, {passed:.0f} s")

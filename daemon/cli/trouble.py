@@ -18,7 +18,7 @@ FAILED = 1
 BAD_CONFIGURATION = 78
 
 
-class Trouble(Exception):  # noqa: N818 (it reads as what it is)
+class Trouble(Exception):
     """A command cannot do what was asked. Each line tells what is wrong or what to do about it."""
 
     def __init__(self, *lines: str, code: int = FAILED) -> None:

@@ -18,7 +18,7 @@ _MAC = 12  # 96 bits: nobody guesses one, and the URL stays short
 _LENGTH = 43  # characters of a token
 
 
-def seal(key: bytes, id: UUID, attempt: int) -> str:  # noqa: A002 (the field is called id everywhere)
+def seal(key: bytes, id: UUID, attempt: int) -> str:
     """The token that names attempt number *attempt* of message *id*."""
     return _sealed(key, id.bytes + attempt.to_bytes(4, "big"))
 

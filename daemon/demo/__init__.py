@@ -51,7 +51,7 @@ async def perform(plan: Plan) -> bool:
     """Play the demo, print what came of it, and say whether every promise was kept."""
     # A polite kill is a Ctrl-C too: everything that was started is taken down.
     me = asyncio.current_task()
-    assert me is not None  # noqa: S101
+    assert me is not None
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, me.cancel)
     script = scenario.write(plan.messages, plan.seed)
     progress = paint.progress(sys.stderr)

@@ -26,9 +26,11 @@ SELECT m.id, o.recipient, m.service, m.status, m.reason, m.code,
   FROM outrider.message m JOIN outrider.outbox o ON o.id = m.id
 """
 
-# How often the fate of a message was ambiguous: the only legal source of a second copy.
-DOUBTS = """
-SELECT id, count(*) AS times FROM outrider.attempt WHERE kind = 'exchange' AND outcome = 'uncertain' GROUP BY id
+# Tries that did not end in a plain acceptance: when the first one ended, and how many left the fate of the message open.
+# Only those may have led to a second copy.
+TROUBLES = """
+SELECT id, extract(epoch FROM min(at))::float8 AS first_at, count(*) FILTER (WHERE outcome = 'uncertain') AS doubts
+  FROM outrider.attempt WHERE kind = 'exchange' GROUP BY id
 """
 
 
@@ -48,13 +50,21 @@ class Told:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Troubles:
+    """What went wrong with one message on its way."""
+
+    first_at: float  # seconds since the epoch
+    doubts: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Evidence:
     """Everything the judgement needs."""
 
     committed: Sequence[Committed]
     rolled_back: Sequence[Row]
     told: Sequence[Told]
-    doubts: Mapping[UUID, int]
+    troubles: Mapping[UUID, Troubles]
     sent: Sequence[Entry]
     speakers: Sequence[Speaker]
     exit_code: int  # the daemon's
@@ -65,14 +75,17 @@ async def gather(stage: Stage, application: Application, *, exit_code: int) -> E
     connection = await connect(stage.dsn)
     try:
         told = [Told(**dict(row)) for row in await connection.fetch(MESSAGES)]
-        doubts = {row["id"]: row["times"] for row in await connection.fetch(DOUBTS)}
+        troubles = {
+            row["id"]: Troubles(first_at=row["first_at"], doubts=row["doubts"])
+            for row in await connection.fetch(TROUBLES)
+        }
     finally:
         await connection.close()
     return Evidence(
         committed=tuple(application.committed),
         rolled_back=tuple(application.rolled_back),
         told=told,
-        doubts=doubts,
+        troubles=troubles,
         sent=tuple(Ledger.read(stage.ledger).entries) if stage.ledger.exists() else (),
         speakers=application.scenario.speakers,
         exit_code=exit_code,

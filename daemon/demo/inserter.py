@@ -35,7 +35,7 @@ MANY = (
 )
 
 
-class _ChangedItsMind(Exception):  # noqa: N818 (no error: the demo wants it)
+class _ChangedItsMind(Exception):
     """The application's transaction fails after its INSERT."""
 
 

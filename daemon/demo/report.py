@@ -194,7 +194,12 @@ def _conserved(seen: Evidence) -> Check:
 
 def _may_be_sent(one: Told, seen: Evidence) -> bool:
     """Whether the ledger may know this message: its status says so, a receipt refused it, or a doubt is on record."""
-    return one.status in TAKEN | {"failed"} or bool(seen.doubts.get(one.id)) or one.status not in FINAL
+    return one.status in TAKEN | {"failed"} or _doubts(one, seen) > 0 or one.status not in FINAL
+
+
+def _doubts(one: Told, seen: Evidence) -> int:
+    trouble = seen.troubles.get(one.id)
+    return trouble.doubts if trouble else 0
 
 
 def _silent_where_asked(seen: Evidence) -> Check:
@@ -215,7 +220,7 @@ def _duplicates(seen: Evidence) -> list[Duplicate]:
             message=str(one.id),
             service=one.service,
             copies=copies[one.recipient],
-            explained=seen.doubts.get(one.id, 0) >= copies[one.recipient] - 1,
+            explained=_doubts(one, seen) >= copies[one.recipient] - 1,
         )
         for one in seen.told
         if copies[one.recipient] > 1
@@ -257,7 +262,12 @@ def _use(seen: Evidence, address: str) -> SenderUse:
 
 
 def _latency(seen: Evidence) -> dict[str, Percentiles]:
-    """Each stage of the road, and the way from commit to provider for each service."""
+    """
+    Each stage of the road; the way from commit to provider also for each service.
+
+    What was refused or lost on its first try and came later is a series of its own (``retried``): it measures the
+    provider's faults and the patience of the intent, not the daemon.
+    """
     first: dict[str, Entry] = {}
     for copy in seen.sent:
         first.setdefault(copy.to, copy)
@@ -269,8 +279,12 @@ def _latency(seen: Evidence) -> dict[str, Percentiles]:
             continue
         # The provider may have it before the commit has returned to us.
         wait = max(0.0, entry.t - asked.at)
-        spans["commit_to_provider"].append(wait)
-        spans[f"commit_to_provider.{one.service}"].append(wait)
+        trouble = seen.troubles.get(one.id)
+        if trouble is not None and trouble.first_at < entry.t:
+            spans["commit_to_provider.retried"].append(wait)
+        else:
+            spans["commit_to_provider"].append(wait)
+            spans[f"commit_to_provider.{one.service}"].append(wait)
         if one.accepted_at is not None:
             spans["provider_to_accepted"].append(max(0.0, one.accepted_at - entry.t))
             if one.delivered_at is not None:

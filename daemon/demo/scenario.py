@@ -163,16 +163,17 @@ def speakers(messages: int) -> tuple[Speaker, ...]:
 
 
 def numbers() -> list[str]:
-    """Numbers of the United States that belong to nobody, and that a strict reader takes for possible ones."""
-    region = "US"
-    areas = [
-        area
-        for area in range(211, 990)
-        if phonenumbers.region_code_for_number(phonenumbers.parse(f"+1{area}5550107")) == region and area % 100 != 11
-    ]
+    """Numbers of the United States that belong to nobody, and that a strict reader takes for those of a telephone."""
+    areas = [area for area in range(201, 990) if _is_plain(phonenumbers.parse(f"+1{area}5550107"))]
     mine = {speaker.address for speaker in speakers(1)}
     made = (f"+1{area}55501{line:02}" for line, area in product(range(100), areas))
     return [number for number in made if number not in mine]
+
+
+def _is_plain(number: phonenumbers.PhoneNumber) -> bool:
+    """Neither premium-rate nor toll-free, and not of an island that shares the country code."""
+    plain = phonenumbers.PhoneNumberType.FIXED_LINE_OR_MOBILE
+    return bool(phonenumbers.number_type(number) == plain and phonenumbers.region_code_for_number(number) == "US")
 
 
 def _codes(count: int, people: list[str], dice: Random, *, span_s: float) -> Iterator[Batch]:

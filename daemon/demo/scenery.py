@@ -11,6 +11,8 @@ if TYPE_CHECKING:
 
 EXCHANGE_S = 3.0  # how long the daemon waits for an answer; the provider of the demo answers within 0.2 s, or never
 RESOLVE_S = 6  # how long evidence is looked for; minutes in earnest, but nobody watches a demo for minutes
+# In earnest a notification would be looked for longer, and then parked for a person.
+POLICIES = {"otp": "resend", "notifications": "resend", "marketing": "drop"}
 
 
 def config(speakers: Sequence[Speaker], *, provider_url: str, public_port: int, operator_port: int) -> str:
@@ -30,7 +32,10 @@ def config(speakers: Sequence[Speaker], *, provider_url: str, public_port: int, 
             for one in speakers
         ),
         *(f"[services.{name}]\nsenders = [{', '.join(senders)}]" for name, senders in services.items()),
-        *(f'[intents.{name}]\nresolve_for = "{RESOLVE_S}s"' for name in services),
+        *(
+            f'[intents.{name}]\nresolve_for = "{RESOLVE_S}s"\non_ambiguous = "{policy}"'
+            for name, policy in POLICIES.items()
+        ),
     ]
     return "\n\n".join(tables) + "\n"
 

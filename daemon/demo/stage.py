@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 READY_S = 20.0  # until the provider listens, and until the daemon holds its leases
 STOP_S = 20.0  # until a process has ended that was asked to; its own drain is shorter
 LAST_WORDS = 8  # lines of a log that are shown
+LEASES = "SELECT count(*) FROM outrider.lease WHERE until > now()"
 _PR_SET_PDEATHSIG = 1  # prctl(2)
 
 
@@ -75,7 +76,7 @@ class Stage:
 
     async def stop_daemon(self) -> int:
         """Ask the daemon to end, and return its exit code; -9 if it would not."""
-        assert self.daemon is not None, "the daemon was never started"  # noqa: S101
+        assert self.daemon is not None, "the daemon was never started"
         return await _stop(self.daemon)
 
     def check_alive(self) -> None:
@@ -86,7 +87,7 @@ class Stage:
     async def _start_provider(self, down: AsyncExitStack) -> None:
         options = ("--port", "0", "--faults", str(self.faults), "--ledger", str(self.ledger))
         provider = await self._spawn(down, "provider", "simulate", *options, stdout=asyncio.subprocess.PIPE)
-        assert provider.stdout is not None  # noqa: S101
+        assert provider.stdout is not None
         try:
             async with asyncio.timeout(READY_S):
                 line = (await provider.stdout.readline()).decode()
@@ -107,12 +108,13 @@ class Stage:
             await connection.close()
 
     async def _start_daemon(self, down: AsyncExitStack) -> None:
-        """Start it, and wait until it holds a lease: from then on it sends."""
+        """Start it, and wait until it holds all its leases: from then on it sends."""
+        groups = len(load(self.config).groups())
         self.daemon = await self._spawn(down, "daemon", "run", "--config", str(self.config))
         connection = await connect(self.dsn)
         try:
             async with asyncio.timeout(READY_S):
-                while not await connection.fetchval("SELECT count(*) FROM outrider.lease WHERE until > now()"):
+                while await connection.fetchval(LEASES) < groups:
                     self.check_alive()
                     await asyncio.sleep(0.05)
         except TimeoutError:
@@ -183,7 +185,7 @@ async def _stop(process: Process) -> int:
             with suppress(ProcessLookupError):
                 process.kill()
             await process.wait()
-    assert process.returncode is not None  # noqa: S101
+    assert process.returncode is not None
     return process.returncode
 
 

@@ -69,7 +69,7 @@ class Watch:
                 while quiet < QUIET_LOOKS and loop.time() - begun < patience_s:
                     self._stage.check_alive()
                     counts = await connection.fetchrow(COUNTS)
-                    assert counts is not None  # noqa: S101
+                    assert counts is not None
                     async with provider.get("/_simulator/") as answer:
                         told = await answer.json()
                     view = View(

@@ -24,9 +24,8 @@ def read(raw: bytes, *, most: int) -> list[tuple[bytes, bytes]] | None:
     """
     if raw.count(b"&") >= most:
         return None
-    fields = []
-    for piece in raw.split(b"&"):
-        if piece:
-            name, _, value = piece.replace(b"+", b" ").partition(b"=")
-            fields.append((unquote_to_bytes(name), unquote_to_bytes(value)))
-    return fields
+    pieces = [piece.partition(b"=") for piece in raw.replace(b"+", b" ").split(b"&") if piece]
+    return [
+        (unquote_to_bytes(name) if b"%" in name else name, unquote_to_bytes(value) if b"%" in value else value)
+        for name, _, value in pieces
+    ]

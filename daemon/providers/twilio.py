@@ -31,7 +31,8 @@ if TYPE_CHECKING:
 VALIDITY_MAX_S = 36_000  # Twilio's own default; the least is 1
 PAGE_SIZE = 20  # 20 of the longest messages fit in the 64 KiB we read
 PARAMETERS_MAX = 500  # of a callback; a WhatsApp message with everything has about 60
-CALLBACK_MAX = 262_144  # bytes of a callback's body, and characters of its target
+CALLBACK_MAX = 131_072  # bytes of a callback's body: the longest WhatsApp text, all emoji, is 49 KB
+TARGET_MAX = 8_192  # characters of a callback's path and query
 WAIT_MAX_S = 300.0  # a Retry-After beyond this is not believed (facts: reliability 2.4)
 
 # Answers that say nothing certain, whoever wrote them: time-outs, conflicts, "too early".
@@ -109,19 +110,17 @@ class Twilio:
 
     def hear(self, response: Response) -> Outcome:
         """Facts: twilio 1.3 and 3, reliability 2.4."""
-        said = json_object(response.body)
+        said, status = json_object(response.body), response.status
+        if 200 <= status < 300:
+            return _accepted(said)
         code = error_code(said.get("code"))
         why = reason(code, said.get("message") or said.get("detail") or said.get("title"))
-        match response.status // 100:
-            case 2:
-                return _accepted(said)
-            case 4 if response.status == 429:
-                # The one failure Twilio calls "never processed", whoever wrote the body.
-                return Throttled(_wait_s(response, code), str(code or 429), why)
-            case 4 if code is not None and response.status not in _DOUBTFUL:
-                return _refused(response, code, why)
-            case _:  # a proxy's page, a redirect, an answer that settles nothing
-                return Uncertain(f"answered {response.status}: {why}", str(code or ""))
+        if status == 429:  # the one failure Twilio calls "never processed", whoever wrote the body
+            return Throttled(_wait_s(response, code), str(code or status), why)
+        if 400 <= status < 500 and status not in _DOUBTFUL and code is not None:
+            return _refused(response, code, why)
+        # A proxy's page, a redirect, an answer that settles nothing.
+        return Uncertain(f"answered {status}: {why}", str(code or ""))
 
     def find(self, attempt: Attempt) -> Request:
         """
@@ -185,7 +184,7 @@ class Twilio:
 
     def _verified(self, callback: Callback) -> Mapping[str, str] | Forged:
         """What *callback* says, once its signature fits (facts: twilio 4.5)."""
-        if len(callback.body) > CALLBACK_MAX or len(callback.target) > CALLBACK_MAX:
+        if len(callback.body) > CALLBACK_MAX or len(callback.target) > TARGET_MAX:
             return Forged("longer than any callback")
         query = form.read(callback.target.partition("?")[2].encode("utf-8", "replace"), most=PARAMETERS_MAX)
         posted = form.read(callback.body, most=PARAMETERS_MAX)

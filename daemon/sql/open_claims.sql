@@ -1,7 +1,7 @@
 -- What a daemon that is gone left in flight: for each open claim of a group not made under our present epoch, the rows
 -- still in flight with what is needed to judge them.
 --   $1 grp text, $2 epoch bigint
-SELECT c.id AS claim, c.owner, f.id, f.attempt, q.id IS NOT NULL AND q.attempts = f.attempt - 1 AND q.state = 'ready' AS in_flight
+SELECT c.id AS claim, c.owner, c.taken_at, f.id, f.attempt, q.id IS NOT NULL AND q.attempts = f.attempt - 1 AND q.state = 'ready' AS in_flight
   FROM outrider.claim c
   JOIN outrider.in_flight f ON f.claim = c.id
   LEFT JOIN outrider.queue q ON q.id = f.id

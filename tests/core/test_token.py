@@ -17,7 +17,7 @@ attempts = st.integers(0, 2**32 - 1)
 
 
 @given(key=st.binary(min_size=1), id=st.uuids(), attempt=attempts)
-def test_what_is_sealed_comes_back(key: bytes, id: UUID, attempt: int) -> None:  # noqa: A002
+def test_what_is_sealed_comes_back(key: bytes, id: UUID, attempt: int) -> None:
     assert unseal(key, seal(key, id, attempt)) == (id, attempt)
 
 
@@ -27,7 +27,7 @@ def test_any_string_is_answered_and_none_is_a_token(token: str) -> None:
 
 
 @given(id=st.uuids(), attempt=attempts)
-def test_another_key_opens_nothing(id: UUID, attempt: int) -> None:  # noqa: A002
+def test_another_key_opens_nothing(id: UUID, attempt: int) -> None:
     assert unseal(b"other", seal(KEY, id, attempt)) is None
 
 

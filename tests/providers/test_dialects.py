@@ -97,19 +97,9 @@ def attempt(text: str = "hello", known: frozenset[str] = frozenset()) -> Attempt
 
 
 # Bytes of any kind, and such as come near to sense.
-words = st.sampled_from(
-    ["sid", "status", "code", "message", "messages", "from", "body", "date_created", "num_segments", "error_code"]
-    + [
-        "next_page_uri",
-        "direction",
-        "queued",
-        "failed",
-        "+15005550006",
-        "hello",
-        "21211",
-        "Tue, 14 Nov 2023 22:13:20 +0000",
-    ]
-)
+NAMES = "sid status code message messages from body date_created num_segments error_code next_page_uri direction"
+VALUES = "queued failed +15005550006 hello 21211"
+words = st.sampled_from([*NAMES.split(), *VALUES.split(), "Tue, 14 Nov 2023 22:13:20 +0000"])
 values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text() | words,
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(words | st.text(), inner, max_size=6),

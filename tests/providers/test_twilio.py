@@ -284,7 +284,7 @@ def test_words_of_the_table_are_short_and_say_something() -> None:
 
 @pytest.mark.parametrize("text", ['[a]\n1 = ["account", "x"]\n1-2 = ["account", "y"]', '[a]\n1 = ["nonsense", "x"]'])
 def test_a_code_that_stands_twice_and_a_class_that_is_none_are_found(text: str) -> None:
-    with pytest.raises(ValueError, match="twice|nonsense"):
+    with pytest.raises(ValueError, match=r"twice|nonsense"):
         twilio_errors.read(text)
 
 
@@ -442,7 +442,7 @@ def told(**fields: str) -> list[Receipt]:
         ("canceled", Status.CANCELED, True),
     ],
 )
-def test_each_word_of_twilio_has_ours(word: str, status: Status, final: bool) -> None:  # noqa: FBT001
+def test_each_word_of_twilio_has_ours(word: str, status: Status, final: bool) -> None:
     assert told(MessageStatus=word, SmsStatus=word) == [Receipt(SID, status, sender=US, final=final)]
     assert told(SmsStatus=word) == [Receipt(SID, status, sender=US, final=final)]
 

@@ -147,11 +147,11 @@ def test_a_thousand_changes_are_a_thousand_forgeries() -> None:
     tried = 0
     while tried < 1_000:
         changed = replace(known, headers={"x-twilio-signature": _change(dice, known.headers["x-twilio-signature"])})
-        match dice.randrange(3):
-            case 0:
-                changed = replace(known, body=_change(dice, known.body.decode("latin-1")).encode("latin-1"))
-            case 1:
-                changed = replace(known, target=_change(dice, known.target))
+        part = dice.choice(["signature", "body", "target"])
+        if part == "body":
+            changed = replace(known, body=_change(dice, known.body.decode("latin-1")).encode("latin-1"))
+        elif part == "target":
+            changed = replace(known, target=_change(dice, known.target))
         if changed == known or (changed.body != known.body and _signed(changed.body) == _signed(known.body)):
             continue  # the same fields spelled otherwise, or an "=" that moved: the scheme has no delimiters
         tried += 1

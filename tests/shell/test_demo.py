@@ -20,7 +20,7 @@ import pytest
 
 from daemon.core.segments import count
 from daemon.demo import report, scenario, scenery
-from daemon.demo.evidence import Evidence, Told
+from daemon.demo.evidence import Evidence, Told, Troubles
 from daemon.demo.inserter import Committed
 from daemon.demo.scenario import Kind, Row
 from daemon.settings import parse
@@ -124,13 +124,17 @@ def committed(number: int, kind: Kind = Kind.GOOD) -> Committed:
     return Committed(row=row, at=NOW)
 
 
+def doubted(number: int, doubts: int = 1, *, at: float = 60.0) -> dict[UUID, Troubles]:
+    return {UUID(int=number): Troubles(first_at=NOW + at, doubts=doubts)}
+
+
 def evidence(**more: object) -> Evidence:
     """Three rows: two delivered, one refused. Nothing is wrong with it."""
     plain = Evidence(
         committed=(committed(1), committed(2), committed(3, Kind.EMPTY)),
         rolled_back=(),
         told=(told(1, "delivered"), told(2, "accepted", delivered_at=None), told(3, "suppressed", reason="no body")),
-        doubts={},
+        troubles={},
         sent=(entry(1), entry(2, at=2.0)),
         speakers=(SENDER,),
         exit_code=0,
@@ -167,7 +171,7 @@ class TestJudgement:
         assert broken(seen) == ["nothing was lost or made up"]
 
     def test_unless_its_doubt_is_on_record(self) -> None:
-        seen = evidence(told=(told(1, "delivered"), told(2, "dead"), told(3, "suppressed")), doubts={UUID(int=2): 1})
+        seen = evidence(told=(told(1, "delivered"), told(2, "dead"), told(3, "suppressed")), troubles=doubted(2))
 
         assert broken(seen) == []
 
@@ -189,13 +193,13 @@ class TestJudgement:
         thrice = (*twice, entry(1, at=4.0))
 
         assert broken(evidence(sent=twice)) == ["every duplicate has a doubt on record"]
-        assert broken(evidence(sent=twice, doubts={UUID(int=1): 1})) == []
-        assert broken(evidence(sent=thrice, doubts={UUID(int=1): 1})) == ["every duplicate has a doubt on record"]
+        assert broken(evidence(sent=twice, troubles=doubted(1))) == []
+        assert broken(evidence(sent=thrice, troubles=doubted(1))) == ["every duplicate has a doubt on record"]
 
     def test_a_sender_above_its_limit_is_noticed(self) -> None:
         fast = tuple(entry(1, at=1.0 + number * 0.05) for number in range(12))
 
-        found = report.judge(evidence(sent=(*fast, entry(2)), doubts={UUID(int=1): 11}))
+        found = report.judge(evidence(sent=(*fast, entry(2)), troubles=doubted(1, 11)))
 
         assert [check.name for check in found.checks if not check.ok] == ["no sender spoke faster than it may"]
         assert found.senders[0].max_in_1s > 10
@@ -209,6 +213,12 @@ class TestJudgement:
         assert found.latency_ms["commit_to_provider"].p99 == 250.0
         assert found.latency_ms["commit_to_provider.news"].p50 == 250.0
         assert found.latency_ms["accepted_to_delivered"].p50 == 2000.0
+
+    def test_what_had_to_be_tried_again_is_measured_apart(self) -> None:
+        found = report.judge(evidence(sent=(entry(1, at=9.0), entry(2, at=0.25)), troubles=doubted(1, at=3.0)))
+
+        assert found.latency_ms["commit_to_provider"].p99 == 250.0
+        assert found.latency_ms["commit_to_provider.retried"].p50 == 9000.0
 
     def test_percentiles_are_values_that_occurred(self) -> None:
         found = report.percentiles(number / 1000 for number in range(1, 101))

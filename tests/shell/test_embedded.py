@@ -18,7 +18,7 @@ from daemon import embedded
 from daemon.embedded import cluster
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 ROOT = os.geteuid() == 0
 OLDEST = Path("/usr/lib/postgresql/15/bin")
@@ -55,9 +55,13 @@ def is_up(home: Path) -> bool:
 
 
 def wait_until_down(home: Path) -> None:
+    wait_until(lambda: not is_up(home), "Postgres outlived its users")
+
+
+def wait_until(so: Callable[[], bool], otherwise: str) -> None:
     deadline = time.monotonic() + 20
-    while is_up(home):
-        assert time.monotonic() < deadline, "Postgres outlived its users"
+    while not so():
+        assert time.monotonic() < deadline, otherwise
         time.sleep(0.02)
 
 
@@ -180,10 +184,7 @@ async def test_a_long_path_gets_a_short_socket_that_is_cleared_away(folder: Path
         assert await ask(server.dsn(), "SELECT 1") == 1
         short = server._socket
         assert len(str(short)) < 60
-    deadline = time.monotonic() + 10
-    while short.exists():
-        assert time.monotonic() < deadline, "the socket's folder was left behind"
-        time.sleep(0.02)
+    wait_until(lambda: not short.exists(), "the socket's folder was left behind")
 
 
 async def test_a_path_may_hold_any_character(folder: Path) -> None:

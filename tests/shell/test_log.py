@@ -173,7 +173,7 @@ def written(**fields: object) -> str:
     """What *fields* become, in both forms together, at the worst of moments: an exception, with its causes."""
     paper = Paper()
     for form in ("json", "console"):
-        configure("debug", form, stream=paper)  # type: ignore[arg-type]
+        configure("debug", form, stream=paper)
         log.warning("test.said", **fields)
     return paper.getvalue().decode()
 

@@ -53,7 +53,7 @@ class Client:
     async def __aenter__(self) -> Self:
         self.session = aiohttp.ClientSession(
             headers={"Authorization": aiohttp.encode_basic_auth(ACCOUNT_SID, AUTH_TOKEN)},
-            timeout=aiohttp.ClientTimeout(total=0.5),
+            timeout=aiohttp.ClientTimeout(total=1.0),
         )
         return self
 

@@ -10,8 +10,9 @@ from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING
 
 import pytest
+from aiohttp import encode_basic_auth
 
-from daemon.simulator import ACCOUNT_SID, Faults
+from daemon.simulator import ACCOUNT_SID, AUTH_TOKEN, Faults
 from daemon.simulator.faults import Fixed, ReceiptFaults, Uniform
 
 if TYPE_CHECKING:
@@ -281,10 +282,19 @@ GET = b"GET /2010-04-01/Accounts/x/Messages.json HTTP/1.1\r\nHost: x\r\n"
 
 
 async def test_pipelined_requests_are_answered_in_order_however_long_each_takes(simulator: Simulator) -> None:
-    simulator.faults = Faults(latency=Uniform(kind="uniform", from_ms=1, to_ms=5))
-    posts = [b"POST /x HTTP/1.1\r\nContent-Length: 5\r\n\r\nhello"] * 300
-    heard = await raw(simulator, b"".join(posts), GET + b"Connection: close\r\n\r\n")
-    assert heard.count(b"HTTP/1.1 401") == 301
+    simulator.faults = Faults(latency=Uniform(kind="uniform", from_ms=1, to_ms=9))
+    path, credentials = f"/2010-04-01/Accounts/{ACCOUNT_SID}/Messages.json", encode_basic_auth(ACCOUNT_SID, AUTH_TOKEN)
+    head = f"POST {path} HTTP/1.1\r\nAuthorization: {credentials}\r\n"
+    forms = [f"To=%2B14155550123&From=%2B15005550006&Body=n{number}" for number in range(50)]
+    posts = "".join(f"{head}Content-Length: {len(form)}\r\n\r\n{form}" for form in forms)
+    heard = await raw(simulator, posts.encode(), GET + b"Connection: close\r\n\r\n" + GET + b"\r\n")
+    assert re.findall(rb'"body":"n(\d+)"', heard) == [b"%d" % number for number in range(50)]
+    assert heard.count(b"HTTP/1.1 401") == 1, "nothing is said after the last word"
+
+
+async def test_many_pipelined_requests_do_not_pile_up_on_the_stack(simulator: Simulator) -> None:
+    heard = await raw(simulator, (GET + b"\r\n") * 3_000 + GET + b"Connection: close\r\n\r\n")
+    assert heard.count(b"HTTP/1.1 401") == 3_001
 
 
 async def test_a_request_may_come_byte_by_byte(simulator: Simulator) -> None:

@@ -65,7 +65,7 @@ async def test_the_shipped_schema_is_the_one_expected(connection: asyncpg.Connec
 
 
 async def test_an_empty_database_is_told_to_migrate(empty: asyncpg.Connection[asyncpg.Record]) -> None:
-    with pytest.raises(SchemaError, match="stands at 0000, .* run outrider migrate"):
+    with pytest.raises(SchemaError, match=r"stands at 0000, .* run outrider migrate"):
         await check(empty)
     assert await empty.fetchval("SELECT to_regnamespace('outrider')") is None
 
