@@ -83,7 +83,7 @@ class Transport:
         except (aiohttp.ClientError, OSError) as error:
             if flight.refused:
                 # aiohttp wraps what a body raises; the caller wants to see its own.
-                raise
+                raise (error.__cause__ or error) from None
             return flight.failed(_named(error))
         except asyncio.CancelledError:
             if not flight.timed_out():
@@ -153,16 +153,11 @@ class _Flight(Payload):
     def headers(self) -> CIMultiDict[str]:
         return _BODY_HEADERS
 
-    @property
-    def consumed(self) -> bool:
-        """True once written: aiohttp then never repeats the request by itself, whatever its method."""
-        return self.written
-
     def decode(self, encoding: str = "utf-8", errors: str = "strict") -> str:
         return self.bytes.decode(encoding, errors)
 
     async def write(self, writer: AbstractStreamWriter) -> None:
-        """Headers and body leave with this one call, or nothing does."""
+        """Headers and body leave with this one call, or nothing does. Once: aiohttp repeats some methods by itself."""
         transport = writer.transport
         if self.over or self.written or transport is None or transport.is_closing():
             raise aiohttp.ClientConnectionResetError("the connection was closed before the request was written")

@@ -77,10 +77,13 @@ def choose(
             return Unroutable(f"{only.sender.address}: {only.blocked}")
         return Choice(only.sender, "the only sender")
     best, tier = _UNFIT, []
+    kind, country, rank = "", None, _UNFIT
     for candidate in candidates:
         if candidate.blocked is None:
             sender = candidate.sender
-            rank = _rank(sender.kind, sender.country, recipient_region)
+            if sender.kind != kind or sender.country != country:  # most pools are of one sort
+                kind, country = sender.kind, sender.country
+                rank = _rank(kind, country, recipient_region)
             if rank < best:
                 best, tier = rank, [candidate]
             elif rank == best:
@@ -132,7 +135,8 @@ def _sticky(senders: Iterable[Sender], recipient: str) -> Sender:
     best: dict[float, tuple[int, str, Sender]] = {}
     for sender in senders:
         mix = ((key ^ _digest_of_sender(sender.address)) * _ODD) & _64_BITS
-        if sender.rate not in best or (mix, sender.address) > best[sender.rate][:2]:
+        held = best.get(sender.rate)
+        if held is None or mix > held[0] or (mix == held[0] and sender.address > held[1]):
             best[sender.rate] = (mix, sender.address, sender)
     # The highest of rate / -ln(u), u in (0, 1): each wins as often as its rate is of all (Thaler and Ravishankar).
     return max(best.values(), key=lambda won: (won[2].rate / -math.log(((won[0] >> 12) + 0.5) / 2**52), won[1]))[2]

@@ -26,8 +26,8 @@ SELECT m.id, o.recipient, m.service, m.status, m.reason, m.code,
   FROM outrider.message m JOIN outrider.outbox o ON o.id = m.id
 """
 
-# Tries that did not end in a plain acceptance: when the first one ended, and how many left the fate of the message open.
-# Only those may have led to a second copy.
+# Tries that did not end in a plain acceptance: when the first ended, and how many left the fate of the message open.
+# Only the latter may have led to a second copy.
 TROUBLES = """
 SELECT id, extract(epoch FROM min(at))::float8 AS first_at, count(*) FILTER (WHERE outcome = 'uncertain') AS doubts
   FROM outrider.attempt WHERE kind = 'exchange' GROUP BY id

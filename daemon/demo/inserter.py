@@ -26,13 +26,17 @@ COLUMNS = (
     "send_at",
     "expires_at",
 )
-TYPES = ("text",) * 7 + ("timestamptz",) * 2
-_LIST = ", ".join(COLUMNS)
-ONE = f"INSERT INTO outrider.outbox ({_LIST}) VALUES ({', '.join(f'${n}' for n in range(1, 10))}) RETURNING id"  # noqa: S608
-MANY = (
-    f"INSERT INTO outrider.outbox ({_LIST}) "  # noqa: S608
-    f"SELECT * FROM unnest({', '.join(f'${n}::{kind}[]' for n, kind in enumerate(TYPES, 1))}) RETURNING id"
-)
+ONE = """
+INSERT INTO outrider.outbox (recipient, body, service, intent, sender, idempotency_key, order_key, send_at, expires_at)
+VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)
+RETURNING id
+"""
+MANY = """
+INSERT INTO outrider.outbox (recipient, body, service, intent, sender, idempotency_key, order_key, send_at, expires_at)
+SELECT * FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[], $7::text[],
+                     $8::timestamptz[], $9::timestamptz[])
+RETURNING id
+"""
 
 
 class _ChangedItsMind(Exception):

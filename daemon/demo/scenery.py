@@ -15,37 +15,10 @@ RESOLVE_S = 6  # how long evidence is looked for; minutes in earnest, but nobody
 POLICIES = {"otp": "resend", "notifications": "resend", "marketing": "drop"}
 
 
-def config(speakers: Sequence[Speaker], *, provider_url: str, public_port: int, operator_port: int) -> str:
-    """The daemon's config.toml."""
-    services: dict[str, list[str]] = {}
-    for speaker in speakers:
-        services.setdefault(speaker.service, []).append(f'"{speaker.address}"')
-    tables = [
-        f"# Made by `outrider demo`. The pages of this daemon: http://127.0.0.1:{operator_port}/",
-        '[database]\nurl = "embedded"\ntrial = true',
-        '[daemon]\nstate = "state"\nlog_format = "json"',
-        f'[web.public]\nport = {public_port}\nurl = "http://127.0.0.1:{public_port}"',
-        f"[web.operator]\nport = {operator_port}",
-        f'[providers.practice]\nkind = "simulator"\nbase_url = "{provider_url}"\ntimeout_s = {EXCHANGE_S}',
-        *(
-            f'[[senders]]\naddress = "{one.address}"\nprovider = "practice"\ntype = "{one.type}"\nrate = {one.rate}'
-            for one in speakers
-        ),
-        *(f"[services.{name}]\nsenders = [{', '.join(senders)}]" for name, senders in services.items()),
-        *(
-            f'[intents.{name}]\nresolve_for = "{RESOLVE_S}s"\non_ambiguous = "{policy}"'
-            for name, policy in POLICIES.items()
-        ),
-    ]
-    return "\n\n".join(tables) + "\n"
-
-
-def faults(speakers: Sequence[Speaker], *, seed: int) -> str:
-    """What the provider does wrong: about two creates in a hundred, and its receipts."""
-    rates = "\n".join(f'"{one.address}" = {one.rate}' for one in speakers)
-    return f"""\
+# About two creates in a hundred, and what happens to receipts.
+FAULTS = """\
 # Made by `outrider demo`; read again when it changes. Shares of all requests, or of all messages.
-seed = {seed}
+seed = @seed@
 
 [latency]
 kind = "uniform"
@@ -65,7 +38,7 @@ reset_before_answer = 0.002     # did not take it; looks just the same
 [throttle]                      # a sender that is faster than it may is told so
 retry_after_s = 1
 [throttle.rates]
-{rates}
+@rates@
 
 [receipts]
 missing = 0.004
@@ -95,3 +68,34 @@ to_ms = 5000
 [receipts.failed]
 30007 = 0.004                   # filtered by the carrier
 """
+
+
+def config(speakers: Sequence[Speaker], *, provider_url: str, public_port: int, operator_port: int) -> str:
+    """The daemon's config.toml."""
+    services: dict[str, list[str]] = {}
+    for speaker in speakers:
+        services.setdefault(speaker.service, []).append(f'"{speaker.address}"')
+    tables = [
+        f"# Made by `outrider demo`. The pages of this daemon: http://127.0.0.1:{operator_port}/",
+        '[database]\nurl = "embedded"\ntrial = true',
+        '[daemon]\nstate = "state"\nlog_format = "json"',
+        f'[web.public]\nport = {public_port}\nurl = "http://127.0.0.1:{public_port}"',
+        f"[web.operator]\nport = {operator_port}",
+        f'[providers.practice]\nkind = "simulator"\nbase_url = "{provider_url}"\ntimeout_s = {EXCHANGE_S}',
+        *(
+            f'[[senders]]\naddress = "{one.address}"\nprovider = "practice"\ntype = "{one.type}"\nrate = {one.rate}'
+            for one in speakers
+        ),
+        *(f"[services.{name}]\nsenders = [{', '.join(senders)}]" for name, senders in services.items()),
+        *(
+            f'[intents.{name}]\nresolve_for = "{RESOLVE_S}s"\non_ambiguous = "{policy}"'
+            for name, policy in POLICIES.items()
+        ),
+    ]
+    return "\n\n".join(tables) + "\n"
+
+
+def faults(speakers: Sequence[Speaker], *, seed: int) -> str:
+    """What the provider does wrong, as its faults.toml."""
+    rates = "\n".join(f'"{one.address}" = {one.rate}' for one in speakers)
+    return FAULTS.replace("@seed@", str(seed)).replace("@rates@", rates)

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING
 from daemon import embedded, migrate
 from daemon.cli.database import postgres_folder
 from daemon.cli.trouble import Trouble
+from daemon.core.pacing import WINDOW_S
 from daemon.database import connect
 from daemon.demo import scenery
 from daemon.settings import load
@@ -121,6 +122,8 @@ class Stage:
             raise Trouble(f"the daemon was not ready within {READY_S:.0f} s", *self._last_words("daemon")) from None
         finally:
             await connection.close()
+        # A daemon that knows nothing of its senders' last second takes it for used up, and keeps quiet for that long.
+        await asyncio.sleep(WINDOW_S)
 
     async def _spawn(self, down: AsyncExitStack, name: str, *arguments: str, stdout: int | None = None) -> Process:
         """Start one of our own commands; its stderr, and its stdout unless told otherwise, go to ``NAME.log``."""

@@ -41,6 +41,7 @@ class Cast:
     timeout_s: float = 15.0
     intents: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
     in_hand: int = 2000
+    templates: Mapping[str, str] = field(default_factory=dict)
 
     def toml(self, *, dsn: str, base_url: str, state: Path, public: int, operator: int) -> str:
         lines = [
@@ -57,6 +58,9 @@ class Cast:
         lines += [f"[services.{name}]\nsenders = {json.dumps(list(pool))}" for name, pool in self.services.items()]
         for word, keys in self.intents.items():
             lines.append("\n".join([f"[intents.{word}]", *(f"{key} = {json.dumps(value)}" for key, value in keys.items())]))
+        if self.templates:
+            lines.append("[templates]")
+            lines += [f"{name} = {json.dumps(text)}" for name, text in self.templates.items()]
         return "\n".join(lines) + "\n"
 
 

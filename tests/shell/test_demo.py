@@ -246,7 +246,7 @@ def _environment() -> dict[str, str]:
 @pytest.mark.timeout(150)
 def test_the_demo_keeps_every_promise(tmp_path: Path) -> None:
     done = subprocess.run(
-        _demo("--messages", "150", "--json"), cwd=tmp_path, env=_environment(), capture_output=True, text=True,
+        _demo("--messages", "100", "--json"), cwd=tmp_path, env=_environment(), capture_output=True, text=True,
         timeout=140, check=False,
     )  # fmt: skip
 
@@ -254,8 +254,8 @@ def test_the_demo_keeps_every_promise(tmp_path: Path) -> None:
     (line,) = done.stdout.splitlines()
     found = json.loads(line)
     assert found["ok"]
-    assert found["inserted"] == sum(found["by_status"].values()) == 150
-    assert found["by_status"]["delivered"] > 100
+    assert found["inserted"] == sum(found["by_status"].values()) == 100
+    assert found["by_status"]["delivered"] > 60
     assert all(sender["max_in_1s"] <= sender["rate"] for sender in found["senders"])
 
 

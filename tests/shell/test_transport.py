@@ -10,11 +10,12 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeAlias
 
+import aiohttp
 import pytest
 
 from daemon.core.outcome import Uncertain, Unreachable
 from daemon.provider import Request, Response
-from daemon.transport import BODY_LIMIT, Transport, Withdrawn
+from daemon.transport import BODY_LIMIT, Transport, Withdrawn, _Flight
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
@@ -486,6 +487,33 @@ async def test_a_request_is_never_repeated_on_another_connection() -> None:
             answer = await transport.exchange(request, deadline_s=LATE, on_write=lambda: stamps.append(1))  # noqa: B023
         assert isinstance(answer, Uncertain)
         assert (requests, stamps) == (2, [1])
+
+
+async def test_nothing_leaves_after_the_verdict() -> None:
+    async with serving(answering(YES)) as server, aiohttp.ClientSession() as session:
+        flight = _Flight(BODY, lambda: pytest.fail("stamped"), 0.0)
+        flight.over = True
+        with pytest.raises(aiohttp.ClientConnectionError):
+            await session.post(server.url, data=flight)
+        await asyncio.sleep(0.05)
+    assert (server.connections, server.heard) == (1, b"")
+
+
+async def test_a_connection_known_to_be_closed_is_not_written_to_nor_stamped() -> None:
+    stamps: list[int] = []
+    hooks = aiohttp.TraceConfig()
+
+    async def close(session: aiohttp.ClientSession, *_: object) -> None:
+        assert session.connector is not None
+        for protocol in session.connector._acquired:
+            assert protocol.transport is not None
+            protocol.transport.close()
+
+    hooks.on_request_headers_sent.append(close)  # the last thing before the body is asked for
+    async with serving(answering(YES)) as server, aiohttp.ClientSession(trace_configs=[hooks]) as session:
+        answer = await Transport(session).exchange(post(server.url), deadline_s=LATE, on_write=lambda: stamps.append(1))
+    assert isinstance(answer, Unreachable)
+    assert (stamps, server.heard) == ([], b"")
 
 
 async def test_a_kept_connection_that_died_is_replaced_or_told_as_unreachable() -> None:

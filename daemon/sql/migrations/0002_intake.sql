@@ -42,7 +42,8 @@ BEGIN
                   OR f.template IS NOT NULL OR f.variables IS NOT NULL
                   OR (f.intent IS NOT NULL AND i.level IS NULL)
                   OR f.on_ambiguous NOT IN ('resolve', 'resend', 'drop')
-                  OR outrider.useless_at(f.created_at, f.send_at, f.validity, f.expires_at) <= clock_timestamp()
+                  OR outrider.useless_at(f.created_at, f.send_at, f.validity, f.expires_at)
+                     <= greatest(f.send_at, clock_timestamp())
                   OR NOT isfinite(f.send_at)
                   OR length(f.service) > 100 OR length(f.sender) > 100
                 THEN 'suspect' ELSE 'ready' END,
