@@ -68,7 +68,14 @@ async def run(settings: Settings, *, config_path: Path, stop: asyncio.Event | No
 class Stage:
     """A service with a beginning and an end of its own: it runs from *after* until *until*, then says *done*."""
 
-    def __init__(self, service: Service, *, after: asyncio.Event | None = None, until: asyncio.Event, done: asyncio.Event | None = None) -> None:
+    def __init__(
+        self,
+        service: Service,
+        *,
+        after: asyncio.Event | None = None,
+        until: asyncio.Event,
+        done: asyncio.Event | None = None,
+    ) -> None:
         self.name = service.name
         self._service = service
         self._after = after
@@ -92,7 +99,15 @@ class App:
 
     name = "opening"
 
-    def __init__(self, engine: Engine, settings: Settings, config_path: Path, observer: Observer, dsn: str, dialects: dict[str, Dialect]) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        settings: Settings,
+        config_path: Path,
+        observer: Observer,
+        dsn: str,
+        dialects: dict[str, Dialect],
+    ) -> None:
         self._engine = engine
         self._settings = settings
         self._config_path = config_path
@@ -124,10 +139,17 @@ class App:
             dialects[name] = _dialect(name, provider, public_url=public_url, base_url=base_url)
             transport = await stack.enter_async_context(Transport.open(connections=provider.connections))
             gates[name] = Gate(
-                dialects[name], transport, connections=provider.connections, timeout_s=provider.timeout_s, tick=clock.tick, observer=observer
+                dialects[name],
+                transport,
+                connections=provider.connections,
+                timeout_s=provider.timeout_s,
+                tick=clock.tick,
+                observer=observer,
             )
         owner = identity.instance_id(state)
-        engine = Engine(settings, clock, dsn=dsn, journal=journal, memory=memory, owner=owner, observer=observer, gates=gates)
+        engine = Engine(
+            settings, clock, dsn=dsn, journal=journal, memory=memory, owner=owner, observer=observer, gates=gates
+        )
         engine.desk.public_url = public_url
         observer.engine = engine
         app = cls(engine, settings, config_path, observer, dsn, dialects)
@@ -141,7 +163,10 @@ class App:
         operator = settings.web.operator
         guard = Guard(operator.token.get_secret_value() if operator.token else None)
         services = [
-            Stage(Listener("operator", operator_app(self._observer, guard), host=operator.host, port=operator.port), until=written),
+            Stage(
+                Listener("operator", operator_app(self._observer, guard), host=operator.host, port=operator.port),
+                until=written,
+            ),
             Stage(engine.fleet, after=self._opened, until=untaken, done=home),
             Stage(engine.outbox, after=self._opened, until=stop, done=untaken),
             Stage(engine.ledger, after=self._opened, until=home, done=written),
@@ -206,7 +231,9 @@ class App:
         else:
             changes = describe_difference(self._settings, fresh)
             later = [change for change in changes if change.startswith(("database", "daemon", "web", "providers"))]
-            log.info("settings.reloaded", changes=[change for change in changes if change not in later], after_restart=later)
+            log.info(
+                "settings.reloaded", changes=[change for change in changes if change not in later], after_restart=later
+            )
             self._settings = fresh
             _configure_logs(fresh)
             self._engine.reload(fresh)

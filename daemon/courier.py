@@ -77,7 +77,9 @@ class Courier:
         permit = gate.knock(message.level)
         if permit is None:
             return Again(self._desk.now() + NAP_S, f"provider {gate.name} is resting", spent=False), None
-        request = gate.dialect.ask(message, sender, self._desk.callback_url(message, gate.name), self._desk.validity(message))
+        request = gate.dialect.ask(
+            message, sender, self._desk.callback_url(message, gate.name), self._desk.validity(message)
+        )
         started = self._desk.tick()
         try:
             answer = await gate.transport.exchange(
@@ -91,7 +93,9 @@ class Courier:
         self._router.learn(route, outcome)
         exchange = Exchange(gate.name, sender, outcome, self._desk.tick() - started)
         patience, now = self._desk.patience(message), self._desk.now()
-        return judge(message, outcome, patience=patience, now=now, roll=random.random(), idempotent=gate.dialect.idempotent), exchange
+        return judge(
+            message, outcome, patience=patience, now=now, roll=random.random(), idempotent=gate.dialect.idempotent
+        ), exchange
 
     def _leaves(self, message: Message, sender: str, turn: Turn) -> None:
         """The last moment before the first byte: may it still? Then it is written down, and its turn is spent."""

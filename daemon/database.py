@@ -58,7 +58,12 @@ _DOWN = (
     TimeoutError,
 )
 # The connection outlived these: the statement failed, not the line.
-_STILL_UP = (asyncpg.QueryCanceledError, asyncpg.LockNotAvailableError, asyncpg.SerializationError, asyncpg.DeadlockDetectedError)
+_STILL_UP = (
+    asyncpg.QueryCanceledError,
+    asyncpg.LockNotAvailableError,
+    asyncpg.SerializationError,
+    asyncpg.DeadlockDetectedError,
+)
 
 
 class DatabaseDown(Exception):

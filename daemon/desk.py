@@ -127,7 +127,9 @@ class Desk:
         """Judge nothing but the number of a row."""
         service = self.settings.services.get(row["service"] or "default")
         found = address.read(row["recipient"] or "", "sms", service.default_region if service else None)
-        return Refusal(Status.SUPPRESSED, f"bad number: {found.reason}") if isinstance(found, address.Unreadable) else None
+        return (
+            Refusal(Status.SUPPRESSED, f"bad number: {found.reason}") if isinstance(found, address.Unreadable) else None
+        )
 
     def region(self, message: Message) -> str | None:
         """The country of its recipient."""
@@ -143,7 +145,8 @@ class Desk:
             message,
             now=self.now(),
             canceled=message.id in self.canceled,
-            opted_out=(message.tenant, message.recipient) in self.opted_out or ("", message.recipient) in self.opted_out,
+            opted_out=(message.tenant, message.recipient) in self.opted_out
+            or ("", message.recipient) in self.opted_out,
             paused=self.held or self.paused("all") or self.paused(f"service:{message.service}"),
         )
 

@@ -83,10 +83,23 @@ class Engine:
             observer=observer, in_hand_max=settings.daemon.in_hand, tick=clock.tick,
         )  # fmt: skip
         self.ledger = Ledger(self.settlements, journal, self.outbox, owner=owner, observer=observer)
-        self.recovery = Recovery(self.chores, self.ledger, memory, owner=owner, now=clock.now, provider_of=self.desk.provider_of, tick=clock.tick)
+        self.recovery = Recovery(
+            self.chores,
+            self.ledger,
+            memory,
+            owner=owner,
+            now=clock.now,
+            provider_of=self.desk.provider_of,
+            tick=clock.tick,
+        )
         exchange_s = max(gate.timeout_s for gate in gates.values())
         self.leases = Leases(
-            self.chores, owner=owner, groups=self._groups, reconcile=self.recovery.reconcile, tick=clock.tick, exchange_s=exchange_s
+            self.chores,
+            owner=owner,
+            groups=self._groups,
+            reconcile=self.recovery.reconcile,
+            tick=clock.tick,
+            exchange_s=exchange_s,
         )
         self.desk.leases = self.leases
         self.courier = Courier(self.desk, self.router, journal, self.ledger)
@@ -94,7 +107,13 @@ class Engine:
         self.signals = Signals(self.chores, self.desk, owner=owner, woken=self.outbox.wake, observer=observer)
         self.inspector = Inspector(self.looks, self.outbox, self.desk, observer)
         self.janitor = Janitor(
-            self.looks, self.desk, self.leases, gates, observer, questions=AsyncLimiter(QUESTIONS, 1), woken=self.outbox.wake
+            self.looks,
+            self.desk,
+            self.leases,
+            gates,
+            observer,
+            questions=AsyncLimiter(QUESTIONS, 1),
+            woken=self.outbox.wake,
         )
         self.book = ReceiptBook(self.receipts, observer)
         self.reload(settings)
@@ -175,7 +194,9 @@ class Engine:
         ]
 
     def _lanes_of(self, services: tuple[str, ...], senders: tuple[str, ...]) -> list[tuple[str, tuple[str, ...]]]:
-        lanes = [(name, self.settings.services[name].senders) for name in services if not self.desk.paused(f"service:{name}")]
+        lanes = [
+            (name, self.settings.services[name].senders) for name in services if not self.desk.paused(f"service:{name}")
+        ]
         # Lanes of pinned senders are many and mostly empty: only those in which the inspector saw rows are asked for.
         lanes += [(f"@{address}", (address,)) for address in senders if f"@{address}" in self.inspector.lanes_seen]
         return lanes
@@ -185,7 +206,9 @@ class Engine:
 
     def _room(self, senders: list[str], level: int) -> int:
         room = self.lanes.room(senders, level)
-        quotas = {gate.name: gate.quota() for gate in {self.gates[self.lanes[address].sender.provider] for address in senders}}
+        quotas = {
+            gate.name: gate.quota() for gate in {self.gates[self.lanes[address].sender.provider] for address in senders}
+        }
         if None not in quotas.values():
             room = min(room, sum(quota for quota in quotas.values() if quota is not None))
         return room
@@ -203,4 +226,10 @@ class Engine:
 
 
 def _sender(sender: object) -> Sender:
-    return Sender(address=sender.address, provider=sender.provider, kind=sender.type.value, country=sender.country, rate=sender.rate)  # type: ignore[attr-defined]
+    return Sender(
+        address=sender.address,
+        provider=sender.provider,
+        kind=sender.type.value,
+        country=sender.country,
+        rate=sender.rate,
+    )  # type: ignore[attr-defined]

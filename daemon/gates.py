@@ -37,7 +37,14 @@ class Gate:
     """One provider, and whether it may be asked now."""
 
     def __init__(
-        self, dialect: Dialect, transport: Transport, *, connections: int, timeout_s: float, tick: Callable[[], float], observer: Observer
+        self,
+        dialect: Dialect,
+        transport: Transport,
+        *,
+        connections: int,
+        timeout_s: float,
+        tick: Callable[[], float],
+        observer: Observer,
     ) -> None:
         self.dialect = dialect
         self.transport = transport

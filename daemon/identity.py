@@ -57,5 +57,8 @@ async def at_home(line: Line) -> Home:
         ("timeline", "a standby was promoted"),
     ):
         if written[fact] != here[fact]:
-            return Home(written["token_key"], f"this database is not where it used to be ({meaning}): outrider resume --sole-sender")
+            return Home(
+                written["token_key"],
+                f"this database is not where it used to be ({meaning}): outrider resume --sole-sender",
+            )
     return Home(written["token_key"], None)

@@ -79,7 +79,9 @@ class Inspector:
         unknown = sorted(lanes - served - declared)
         if unknown:
             rows = await self._line.fetch("strays", unknown, BATCH)
-            await self._end([(row, self._desk.inspect(row) or Refusal.failed("nobody serves its lane")) for row in rows])
+            await self._end(
+                [(row, self._desk.inspect(row) or Refusal.failed("nobody serves its lane")) for row in rows]
+            )
 
     async def _ahead(self, stop: asyncio.Event) -> None:
         row = (await self._line.ask("SELECT min(seq) AS lowest, max(seq) AS newest FROM outrider.queue"))[0]
@@ -107,7 +109,11 @@ class Inspector:
             [refusal.reason for _, refusal in words],
         )
         if ended:
-            log.info("rows.refused", count=ended, first_reason=next(r.reason for _, r in words if r.status is not Status.QUEUED))
+            log.info(
+                "rows.refused",
+                count=ended,
+                first_reason=next(r.reason for _, r in words if r.status is not Status.QUEUED),
+            )
         for _, refusal in words:
             if refusal.status is not Status.QUEUED:
                 self._observer.refused(refusal.status.value)

@@ -128,7 +128,9 @@ class Janitor:
                 await self._decide(row, status, reason)
             case Look(at):
                 await self._line.ask(
-                    "UPDATE outrider.queue SET due_at = to_timestamp($2) WHERE id = $1 AND state = 'unknown'", row["id"], at
+                    "UPDATE outrider.queue SET due_at = to_timestamp($2) WHERE id = $1 AND state = 'unknown'",
+                    row["id"],
+                    at,
                 )
 
     async def _ask(self, row: Record) -> Finding | None:
@@ -173,7 +175,14 @@ class Janitor:
 
     async def _decide(self, row: Record, status: str, reason: str) -> None:
         """Nothing told: the decision, for all to read."""
-        if await self._line.fetch("decide", row["id"], row["attempts"], status, RANKS.get(Status(status), 0) if status != "ready" else 0, reason):
+        if await self._line.fetch(
+            "decide",
+            row["id"],
+            row["attempts"],
+            status,
+            RANKS.get(Status(status), 0) if status != "ready" else 0,
+            reason,
+        ):
             await self._story(row, "decision", "resend" if status == "ready" else status, reason, None)
             self._observer.resolved(status)
             self._absent.pop(row["id"], None)

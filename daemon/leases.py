@@ -99,7 +99,9 @@ class Leases:
         if not self._epochs:
             return
         before = self._tick()
-        rows = await self._line.fetch("lease_renew", self._owner, list(self._epochs), list(self._epochs.values()), LEASE_S)
+        rows = await self._line.fetch(
+            "lease_renew", self._owner, list(self._epochs), list(self._epochs.values()), LEASE_S
+        )
         kept = {row["grp"] for row in rows}
         for grp in set(self._epochs) - kept:
             log.error("lease.lost", group=grp, epoch=self._epochs[grp])

@@ -207,7 +207,10 @@ class Ledger:
     async def _late(self, words: Sequence[Word]) -> None:
         """An acceptance that was fenced, or written before a lost COMMIT: never thrown away."""
         if words:
-            rows = [(w.id, w.attempt, w.status, w.rank, w.segments, w.provider, w.sender, w.reference, _moment(w.at)) for w in words]
+            rows = [
+                (w.id, w.attempt, w.status, w.rank, w.segments, w.provider, w.sender, w.reference, _moment(w.at))
+                for w in words
+            ]
             await self._line.fetch("late", *map(list, zip(*rows, strict=True)))
 
     def _finish(self, batch: Sequence[Word], rows: Sequence[Record], *, fenced_out: int) -> None:

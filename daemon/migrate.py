@@ -2,8 +2,8 @@
 The schema's steps: numbered plain SQL files, applied once each, forward only.
 
 ``sql/migrations/NNNN_name.sql`` runs whole in one transaction, together with the row in ``outrider.migration`` that
-says so. A file whose first lines hold ``-- no-transaction`` runs statement by statement, for ``CREATE INDEX CONCURRENTLY``:
-each statement ends with a semicolon at the end of a line and can be repeated (``IF NOT EXISTS``).
+says so. A file whose first lines hold ``-- no-transaction`` runs statement by statement, for ``CREATE INDEX
+CONCURRENTLY``: each statement ends with a semicolon at the end of a line and can be repeated (``IF NOT EXISTS``).
 
 Several daemons may start at once, so one of them migrates at a time. The others *poll* ``pg_try_advisory_lock``: a
 statement waiting in ``pg_advisory_lock`` holds a snapshot, ``CREATE INDEX CONCURRENTLY`` waits for every snapshot, and
@@ -218,7 +218,7 @@ async def _apply(
         if file.in_transaction:
             await _apply_whole(connection, file, report)
         else:
-            await _apply_in_steps(connection, file, report)
+            await _apply_in_steps(connection, file)
             await connection.execute(RECORD, file.number, file.name, file.sha256, _since(began))
     except asyncpg.PostgresError as error:
         where = f" ({error.context})" if getattr(error, "context", None) else ""
@@ -250,15 +250,11 @@ async def _apply_whole(
             return
 
 
-async def _apply_in_steps(
-    connection: asyncpg.Connection[asyncpg.Record],
-    file: Migration,
-    report: Callable[[str], None],
-) -> None:
+async def _apply_in_steps(connection: asyncpg.Connection[asyncpg.Record], file: Migration) -> None:
+    """If one fails, the next run begins the file again, after repairing what this one left (see REPAIRS)."""
     for statement in STATEMENT_END.split(file.sql):
         if any(line.strip() and not line.lstrip().startswith("--") for line in statement.splitlines()):
             await connection.execute(statement, timeout=STEP_TIMEOUT_S)
-    await _repair(connection, report)
 
 
 async def _repair(connection: asyncpg.Connection[asyncpg.Record], report: Callable[[str], None]) -> None:

@@ -179,9 +179,12 @@ class Observer:
                 age = max(now - row["oldest_due"].timestamp(), age or 0.0)
             waiting[row["lane"], row["level"]] = (many + row["messages"], age)
         self._queue = tuple(
-            Backlog(service=lane, level=level, messages=many, oldest_due_age_s=age) for (lane, level), (many, age) in sorted(waiting.items())
+            Backlog(service=lane, level=level, messages=many, oldest_due_age_s=age)
+            for (lane, level), (many, age) in sorted(waiting.items())
         )
-        self._metrics.sampled({(one.service, str(one.level)): (one.messages, one.oldest_due_age_s or 0.0) for one in self._queue})
+        self._metrics.sampled(
+            {(one.service, str(one.level)): (one.messages, one.oldest_due_age_s or 0.0) for one in self._queue}
+        )
 
     def beat(self, *, lag_s: float) -> None:
         """A second has passed; the loop was *lag_s* late."""
@@ -212,7 +215,11 @@ class Observer:
     def health(self) -> Health:
         """Whether it is alive and progressing."""
         engine, tick = self._running(), self._clock.tick()
-        detail: dict[str, object] = {"in_hand": engine.outbox.in_hand, "unwritten": engine.ledger.pending, "database": engine.claims.up}
+        detail: dict[str, object] = {
+            "in_hand": engine.outbox.in_hand,
+            "unwritten": engine.ledger.pending,
+            "database": engine.claims.up,
+        }
         stuck = self._state is State.SERVING and engine.claims.up and tick - self._looked_at > STUCK_S
         unwritten = engine.settlements.up and engine.ledger.pending > 0 and tick - self._written_at > STUCK_S
         return Health(alive=True, progressing=not (stuck or unwritten), state=self._now(), detail=detail)
@@ -255,7 +262,9 @@ class Observer:
             uptime_s=tick - self._started,
             held=engine.desk.held,
             totals=dict(self._totals),
-            rates=Rates(claimed=_pace(self._claimed, tick), sent=_pace(self._sent, tick), delivered=_pace(self._delivered, tick)),
+            rates=Rates(
+                claimed=_pace(self._claimed, tick), sent=_pace(self._sent, tick), delivered=_pace(self._delivered, tick)
+            ),
             history=History(sent=self._sent.series(tick, HISTORY_S), delivered=self._delivered.series(tick, HISTORY_S)),
             latency=tuple(found for found in latency if found is not None),
             queue=self._queue,
@@ -280,7 +289,11 @@ class Observer:
 
     def _provider(self, name: str, tick: float) -> ProviderNow:
         gate = self._running().gates[name]
-        errors = {kind: round(60 * window.per_second(tick, 60)) for (provider, kind), window in self._errors.items() if provider == name}
+        errors = {
+            kind: round(60 * window.per_second(tick, 60))
+            for (provider, kind), window in self._errors.items()
+            if provider == name
+        }
         return ProviderNow(
             name=name,
             breaker=BreakerState(gate.state),

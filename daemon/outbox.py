@@ -203,7 +203,9 @@ class Outbox:
             self._marks[lane, level] = due_at
             self.wake()
 
-    async def refuse(self, ids: list[UUID], attempts: list[int], statuses: list[str], ranks: list[int], reasons: list[str]) -> int:
+    async def refuse(
+        self, ids: list[UUID], attempts: list[int], statuses: list[str], ranks: list[int], reasons: list[str]
+    ) -> int:
         """End rows early, on the line that claims: what a claim in the making takes is never taken away from it."""
         mine = [k for k, id in enumerate(ids) if id not in self._held]
         columns = ([column[k] for k in mine] for column in (ids, attempts, statuses, ranks, reasons))

@@ -32,7 +32,17 @@ STATEMENTS = ("open_claims",)
 class Recovery:
     """Reconciles the open claims of a group with the dispatch log of the last run."""
 
-    def __init__(self, line: Line, ledger: Ledger, memory: Memory, *, owner: UUID, now: Callable[[], float], provider_of: Callable[[str], str | None], tick: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        line: Line,
+        ledger: Ledger,
+        memory: Memory,
+        *,
+        owner: UUID,
+        now: Callable[[], float],
+        provider_of: Callable[[str], str | None],
+        tick: Callable[[], float],
+    ) -> None:
         self._line = line
         self._ledger = ledger
         self._memory = memory
@@ -52,7 +62,9 @@ class Recovery:
         await self._line.ask("DELETE FROM outrider.claim WHERE grp = $1 AND epoch < $2", grp, epoch)
         self.counts["free"] += free
         if rows:
-            log.warning("claims.reconciled", group=grp, free=free, **{k: v for k, v in self.counts.items() if k != "free"})
+            log.warning(
+                "claims.reconciled", group=grp, free=free, **{k: v for k, v in self.counts.items() if k != "free"}
+            )
 
     def _judge(self, row: Record, grp: str) -> Word | None:
         key = (row["id"], row["attempt"])
@@ -65,7 +77,11 @@ class Recovery:
         self.counts["doubt"] += 1
         dispatch = self._memory.dispatched.get(key) if ours else None
         sender = dispatch.sender if dispatch else None
-        reason = "the daemon died while it was on the wire" if dispatch else "the daemon died, and its dispatch log cannot tell"
+        reason = (
+            "the daemon died while it was on the wire"
+            if dispatch
+            else "the daemon died, and its dispatch log cannot tell"
+        )
         return Word(
             grp=grp,
             id=row["id"],

@@ -67,7 +67,9 @@ class Router:
         now = self._desk.tick()
         pool = Pool((message.sender,)) if message.sender else self.pools[message.service]
         candidates = [self._candidate(self._lanes[address], now) for address in pool.senders]
-        choice = routing.choose(candidates, recipient=message.recipient, recipient_region=self._desk.region(message), sticky=pool.sticky)
+        choice = routing.choose(
+            candidates, recipient=message.recipient, recipient_region=self._desk.region(message), sticky=pool.sticky
+        )
         if isinstance(choice, Choice):
             lane = self._lanes[choice.sender.address]
             return Route(lane, self._gates[choice.sender.provider], choice.why)
@@ -81,7 +83,13 @@ class Router:
                 route.lane.pace.slow(now=self._desk.tick())
             case Rejected(Fault.SENDER, code, reason):
                 self.resting[route.lane.sender.address] = (self._desk.tick() + SENDER_REST_S, f"{code}: {reason}")
-                log.warning("sender.rested", sender=route.lane.sender.address, provider=route.gate.name, code=code, reason=reason)
+                log.warning(
+                    "sender.rested",
+                    sender=route.lane.sender.address,
+                    provider=route.gate.name,
+                    code=code,
+                    reason=reason,
+                )
 
     def blocked(self, sender: Sender, now: float) -> str | None:
         """Why *sender* may not be used now; None when it may."""
@@ -92,7 +100,11 @@ class Router:
             del self.resting[sender.address]
         gate = self._gates[sender.provider]
         if gate.quota() == 0:
-            return f"provider {sender.provider} does not answer" if not gate.refused else f"provider {sender.provider} refuses us: {gate.refused}"
+            return (
+                f"provider {sender.provider} does not answer"
+                if not gate.refused
+                else f"provider {sender.provider} refuses us: {gate.refused}"
+            )
         return self._desk.paused(f"sender:{sender.address}") or self._desk.paused(f"provider:{sender.provider}")
 
     def _candidate(self, lane: Lane, now: float) -> Candidate:

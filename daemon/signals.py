@@ -48,7 +48,9 @@ class Signals:
         self._horizon = rows[0]["horizon"]
         for row in await self._line.ask("SELECT tenant, recipient FROM outrider.suppression"):
             self._desk.opted_out.add((row["tenant"], row["recipient"]))
-        self._desk.pauses = {row["what"]: row["reason"] for row in await self._line.ask("SELECT what, reason FROM outrider.pause")}
+        self._desk.pauses = {
+            row["what"]: row["reason"] for row in await self._line.ask("SELECT what, reason FROM outrider.pause")
+        }
 
     async def run(self, stop: asyncio.Event) -> None:
         """Look until *stop*."""
@@ -72,7 +74,12 @@ class Signals:
 
     def _heard(self, kind: str, id: UUID | None, what: str | None) -> None:
         self._observer.signal(kind)
-        log.info("signal.heard", kind=kind, message_id=str(id) if id else None, what=what if kind in {"pause", "resume"} else None)
+        log.info(
+            "signal.heard",
+            kind=kind,
+            message_id=str(id) if id else None,
+            what=what if kind in {"pause", "resume"} else None,
+        )
         match kind, id, what:
             case "cancel", UUID(), _:
                 self._desk.cancel(id)

@@ -175,7 +175,7 @@ def _conserved(seen: Evidence) -> Check:
     """What was sent and what ended unsent add up to what was inserted, and neither side knows more than the other."""
     sent = {entry.to for entry in seen.sent}
     ours = {one.recipient for one in seen.told}
-    lost = []
+    lost = [one for one in seen.told if one.status in TAKEN and one.recipient not in sent]
     denied = [one for one in seen.told if one.recipient in sent and not _may_be_sent(one, seen)]
     strangers = sent - ours
     unsent = Counter(one.status for one in seen.told if one.recipient not in sent)

@@ -137,6 +137,7 @@ async function follow() {
 
 // Under the pointer or the finger: what each line was in that second.
 place("chart").addEventListener("pointermove", (event) => {
+  if (series.length === 0) return;
   const drawing = place("chart").querySelector("svg");
   const { left, width } = drawing.getBoundingClientRect();
   const seconds = Number(place("chart").dataset.seconds);

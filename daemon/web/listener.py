@@ -50,10 +50,12 @@ class Listener:
             server = await loop.create_server(self._admit(runner), self.host, self.port, backlog=BACKLOG)
             self.port = server.sockets[0].getsockname()[1]
             self.listening.set()
-            await stop.wait()
-            server.close()
+            try:
+                await stop.wait()
+            finally:
+                self.listening.clear()
+                server.close()
         finally:
-            self.listening.clear()
             await runner.cleanup()
 
     def _admit(self, runner: web.AppRunner) -> Callable[[], asyncio.Protocol]:

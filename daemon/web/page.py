@@ -19,7 +19,7 @@ from daemon.web.words import brief, count, milliseconds, per_second, share, span
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from daemon.watch import Backlog, Latency, ProviderNow, SenderNow, Status
+    from daemon.watch import Backlog, Latency, Pause, ProviderNow, SenderNow, Status
 
 Row = TypeVar("Row")
 
@@ -105,7 +105,7 @@ def page(status: Status) -> Page:
         state=status.state,
         about=f"{status.instance}, version {status.version}, up {span(status.uptime_s)}",
         at=_clock(status.at),
-        notices=tuple(f"Paused: {pause.what.replace(':', ' ', 1)} ({pause.reason or 'no reason given'})" for pause in status.pauses),
+        notices=tuple(_notice(pause) for pause in status.pauses),
         cards=_cards(status),
         chart=chart(status.history, status.rates),
         tables=(
@@ -113,6 +113,11 @@ def page(status: Status) -> Page:
             _troubles(status), _groups(status),
         ),
     )  # fmt: skip
+
+
+def _notice(pause: Pause) -> str:
+    what = pause.what.replace(":", " ", 1)
+    return f"Paused: {what} ({pause.reason or 'no reason given'})"
 
 
 def _cards(status: Status) -> tuple[Card, ...]:

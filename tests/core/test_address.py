@@ -95,7 +95,9 @@ def test_what_is_plausible_is_read_as_it_stands(recipient: str) -> None:
     assert plausible(recipient) == (isinstance(found, Address) and found.e164 == recipient)
 
 
-@given(st.text() | st.text("+0123456789 ()-./٣٤\u2011ext;=", max_size=70), st.sampled_from([None, "FR", "US", "AR", "XX"]))
+@given(
+    st.text() | st.text("+0123456789 ()-./٣٤\u2011ext;=", max_size=70), st.sampled_from([None, "FR", "US", "AR", "XX"])
+)
 def test_any_text_is_read_or_refused_and_never_repeated(recipient: str, region: str | None) -> None:
     found = read(recipient, "sms", region)
     if isinstance(found, Unreadable):
@@ -171,7 +173,8 @@ def test_other_channels_do_not_go_to_telephones() -> None:
 
 
 @pytest.mark.parametrize(
-    ("recipient", "shown"), [("+33612345678", "+33*******78"), ("+1234567", "+12***67"), ("+123456", "*******"), ("", "")]
+    ("recipient", "shown"),
+    [("+33612345678", "+33*******78"), ("+1234567", "+12***67"), ("+123456", "*******"), ("", "")],
 )
 def test_a_number_is_masked(recipient: str, shown: str) -> None:
     assert mask(recipient) == shown

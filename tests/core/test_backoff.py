@@ -7,9 +7,7 @@ from hypothesis import strategies as st
 
 from daemon.core.backoff import Patience, delay
 
-patiences = st.builds(
-    Patience, attempts=st.integers(1, 100), base_s=st.floats(0.001, 1e4), cap_s=st.floats(0.001, 1e6)
-)
+patiences = st.builds(Patience, attempts=st.integers(1, 100), base_s=st.floats(0.001, 1e4), cap_s=st.floats(0.001, 1e6))
 rolls = st.floats(0, 1, exclude_max=True)
 
 

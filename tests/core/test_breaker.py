@@ -330,7 +330,9 @@ class AnyLife(RuleBasedStateMachine):
                 breaker, permit = knock(breaker, level=3, now=later, temper=T, roll=0.5)
             assert permit is not None
         opened, _ = knock(self.breaker, level=1, now=later, temper=T, roll=0.5)
-        assert isinstance(opened, Open) or knock(opened, level=1, now=later + T.rest_s, temper=T, roll=0.5)[1] is not None
+        assert (
+            isinstance(opened, Open) or knock(opened, level=1, now=later + T.rest_s, temper=T, roll=0.5)[1] is not None
+        )
 
 
 TestAnyLife = AnyLife.TestCase

@@ -114,7 +114,13 @@ def test_any_words_are_judged_and_only_with_a_final_status(
     policy: str | None,
 ) -> None:
     asked = row(
-        recipient=recipient, channel=channel, service=service, sender=sender, intent=intent, template=template, on_ambiguous=policy
+        recipient=recipient,
+        channel=channel,
+        service=service,
+        sender=sender,
+        intent=intent,
+        template=template,
+        on_ambiguous=policy,
     )
     refusal = inspect(asked, KNOWN, NOW)
     assert refusal is None or refusal.status in FINAL

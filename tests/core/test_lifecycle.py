@@ -64,9 +64,7 @@ def test_hearing_agrees_with_merging(here: Status, news: Status) -> None:
 
 
 @given(st.sampled_from(sorted(Status)), st.lists(st.sampled_from(SAID)), st.randoms(use_true_random=False))
-def test_the_order_and_number_of_receipts_cannot_matter(
-    start: Status, news: list[Status], dice: Random
-) -> None:
+def test_the_order_and_number_of_receipts_cannot_matter(start: Status, news: list[Status], dice: Random) -> None:
     again = news + news
     dice.shuffle(again)
     one = other = start

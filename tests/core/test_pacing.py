@@ -5,6 +5,7 @@ One sender's pace, in virtual time. Timers ring up to 2 ms late; the ways to the
 from __future__ import annotations
 
 import random
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import pytest
@@ -47,7 +48,9 @@ def arrived(events: Events, dice: random.Random) -> Events:
 @pytest.mark.parametrize("rate", RATES)
 @pytest.mark.parametrize("mix", [(1,), (1, 1, 1, 1, 2), (1, 2, 3, 4, 5, 6)])
 @pytest.mark.parametrize("seed", range(3))
-def test_no_second_holds_more_than_the_rate_and_nearly_all_of_it_is_used(rate: int, mix: Sequence[int], seed: int) -> None:
+def test_no_second_holds_more_than_the_rate_and_nearly_all_of_it_is_used(
+    rate: int, mix: Sequence[int], seed: int
+) -> None:
     dice = random.Random(seed)
     events = sent(Pace(rate), 120, dice, mix=mix)
     assert busiest_second(events, rate) <= rate
@@ -55,8 +58,15 @@ def test_no_second_holds_more_than_the_rate_and_nearly_all_of_it_is_used(rate: i
     assert used(events, rate) >= 0.97
 
 
-@given(st.integers(1, 40), st.lists(st.integers(1, 12), min_size=1, max_size=5), st.floats(0, 0.5), st.randoms(use_true_random=False))
-def test_no_second_holds_more_than_the_rate_whatever_comes(rate: int, mix: list[int], idle: float, dice: random.Random) -> None:
+@given(
+    st.integers(1, 40),
+    st.lists(st.integers(1, 12), min_size=1, max_size=5),
+    st.floats(0, 0.5),
+    st.randoms(use_true_random=False),
+)
+def test_no_second_holds_more_than_the_rate_whatever_comes(
+    rate: int, mix: list[int], idle: float, dice: random.Random
+) -> None:
     events = sent(Pace(rate), 20, dice, mix=mix, idle=idle)
     assert busiest_second(arrived(events, dice), rate) <= rate
 
@@ -145,7 +155,7 @@ def test_long_messages_are_not_starved_by_short_ones() -> None:
 def test_below_one_a_second_segments_are_a_little_more_than_their_time_apart(rate: float) -> None:
     dice = random.Random(1)
     times = [time for time, _ in sent(Pace(rate), 600, dice, mix=(1,))]
-    assert min(later - sooner for sooner, later in zip(times, times[1:], strict=False)) >= 1.02 / rate - 1e-6
+    assert min(later - sooner for sooner, later in pairwise(times)) >= 1.02 / rate - 1e-6
     assert used([(time, 1) for time in times], rate) >= 0.97
 
 
@@ -228,7 +238,16 @@ def test_a_rate_is_a_positive_number(rate: float) -> None:
 ALL = (True, True, True)
 
 
-def served(turns: Turns, waiting: tuple[bool, bool, bool], seconds: float, *, rate: float = 10, sizes: Sequence[int] = (1,), start: float = 0.0, seed: int = 1) -> Events:
+def served(
+    turns: Turns,
+    waiting: tuple[bool, bool, bool],
+    seconds: float,
+    *,
+    rate: float = 10,
+    sizes: Sequence[int] = (1,),
+    start: float = 0.0,
+    seed: int = 1,
+) -> Events:
     """(time, level) of every segment that leaves while all of *waiting* always have work."""
     dice, now, gone = random.Random(seed), start, Events()
     while now < start + seconds:
@@ -278,7 +297,7 @@ def test_a_login_code_never_waits_for_a_burst_of_others() -> None:
     turns = Turns()
     served(turns, ALL, STARVED_S + 1)
     others = [n for n, (_, level) in enumerate(served(turns, ALL, 300, start=STARVED_S + 1)) if level > 1]
-    assert min(later - sooner for sooner, later in zip(others, others[1:], strict=False)) >= 5
+    assert min(later - sooner for sooner, later in pairwise(others)) >= 5
 
 
 def test_a_little_of_level_1_is_always_first() -> None:
@@ -312,7 +331,9 @@ def test_who_is_alone_has_it_all_and_the_absent_saves_nothing_up(alone: int) -> 
     assert share(gone, 2) == pytest.approx(0.6, abs=0.05)
 
 
-@given(st.lists(st.tuples(st.booleans(), st.booleans(), st.booleans(), st.integers(1, 6), st.floats(0, 5)), max_size=200))
+@given(
+    st.lists(st.tuples(st.booleans(), st.booleans(), st.booleans(), st.integers(1, 6), st.floats(0, 5)), max_size=200)
+)
 def test_a_turn_is_given_to_somebody_who_waits(moments: list[tuple[bool, bool, bool, int, float]]) -> None:
     turns, now = Turns(), 0.0
     for first, second, third, segments, after in moments:
@@ -332,4 +353,4 @@ def test_the_lowest_waits_a_minute_and_then_so_many_segments_at_most(sizes: Sequ
     gone = served(turns, ALL, 900, sizes=sizes, seed=seed)
     threes = [n for n, (_, level) in enumerate(gone) if level == 3]
     assert gone[threes[0]][0] <= STARVED_S + (13 * longest + 5) / 10
-    assert max(later - sooner for sooner, later in zip(threes, threes[1:], strict=False)) <= 25 * longest
+    assert max(later - sooner for sooner, later in pairwise(threes)) <= 25 * longest

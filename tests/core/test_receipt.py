@@ -52,11 +52,12 @@ def test_eight_words_in_any_order_leave_one_result() -> None:
         Status.DEAD,
         Status.CANCELED,
     ]
-    receipts = [Receipt("SM1", word, code) for word, code in zip(words, ["", "", "1", "2", "", "", "", ""], strict=True)]
+    receipts = [
+        Receipt("SM1", word, code) for word, code in zip(words, ["", "", "1", "2", "", "", "", ""], strict=True)
+    ]
     orders = list(permutations(receipts))  # 40,320
     for order in random.Random(8).sample(orders, 4000):
         assert standing(IN_THE_QUEUE, order) == Standing(Status.DELIVERED)
-
 
 
 @given(standings, st.lists(standings, max_size=8), st.randoms(use_true_random=False))

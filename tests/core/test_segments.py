@@ -20,7 +20,9 @@ FRANCE = "🇫🇷"  # 4
 
 basic = st.text(st.sampled_from(BASIC), max_size=700)
 gsm = st.text(st.sampled_from(BASIC + EXTENSION * 3), max_size=700)
-clusters = st.sampled_from([FAMILY, FRANCE, "👍🏽", "❤️", "e\u0301", "😀", "🏴\u200d☠️", "1️⃣", "நி", "ᄒ\u1161ᆫ", "\r\n", "a", "ж"])
+clusters = st.sampled_from(
+    [FAMILY, FRANCE, "👍🏽", "❤️", "e\u0301", "😀", "🏴\u200d☠️", "1️⃣", "நி", "ᄒ\u1161ᆫ", "\r\n", "a", "ж"]
+)
 anything = st.text(max_size=300) | st.lists(clusters, max_size=80).map("".join)
 
 

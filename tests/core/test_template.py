@@ -26,7 +26,9 @@ def test_only_text_and_numbers_are_filled_in() -> None:
     assert found == Unfit("template variables that are neither text nor number: a, b")
 
 
-@pytest.mark.parametrize("text", ["{a.b}", "{a[0]}", "{a!r}", "{a:>9}", "{}", "{0}", "{ a }", "{a", "a}", "{é}", "{a}}"])
+@pytest.mark.parametrize(
+    "text", ["{a.b}", "{a[0]}", "{a!r}", "{a:>9}", "{}", "{0}", "{ a }", "{a", "a}", "{é}", "{a}}"]
+)
 def test_nothing_but_names_stands_in_braces(text: str) -> None:
     found = render(text, {"a": "x"})
     assert isinstance(found, Unfit)

@@ -68,7 +68,9 @@ def test_what_is_not_the_messages_fault_is_never_charged_to_it(a_message: Make, 
 
 
 @given(st.none() | st.floats(), rolls)
-def test_a_throttle_waits_at_least_a_second_and_never_for_ever(a_message: Make, wait: float | None, roll: float) -> None:
+def test_a_throttle_waits_at_least_a_second_and_never_for_ever(
+    a_message: Make, wait: float | None, roll: float
+) -> None:
     verdict = judge(a_message(), Throttled(wait, "", ""), patience=PATIENCE, now=NOW, roll=roll)
     assert isinstance(verdict, Again)
     assert THROTTLE_WAIT_S <= verdict.due_at - NOW <= THROTTLE_WAIT_MAX_S * 1.5

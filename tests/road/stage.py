@@ -54,10 +54,14 @@ class Cast:
         ]
         for address, rate in self.senders.items():
             kind = "short_code" if len(address) < 9 else "long_code"
-            lines.append(f"[[senders]]\naddress = '{address}'\nprovider = 'sim'\ntype = '{kind}'\ncountry = 'US'\nrate = {rate}")
+            lines.append(
+                f"[[senders]]\naddress = '{address}'\nprovider = 'sim'\ntype = '{kind}'\ncountry = 'US'\nrate = {rate}"
+            )
         lines += [f"[services.{name}]\nsenders = {json.dumps(list(pool))}" for name, pool in self.services.items()]
         for word, keys in self.intents.items():
-            lines.append("\n".join([f"[intents.{word}]", *(f"{key} = {json.dumps(value)}" for key, value in keys.items())]))
+            lines.append(
+                "\n".join([f"[intents.{word}]", *(f"{key} = {json.dumps(value)}" for key, value in keys.items())])
+            )
         if self.templates:
             lines.append("[templates]")
             lines += [f"{name} = {json.dumps(text)}" for name, text in self.templates.items()]
@@ -67,7 +71,9 @@ class Cast:
 class Stage:
     """One run: insert, kill, wait, and ask the judge."""
 
-    def __init__(self, cast: Cast, folder: Path, dsn: str, simulator: Simulator, connection: asyncpg.Connection[asyncpg.Record]) -> None:
+    def __init__(
+        self, cast: Cast, folder: Path, dsn: str, simulator: Simulator, connection: asyncpg.Connection[asyncpg.Record]
+    ) -> None:
         self.cast = cast
         self.folder = folder
         self.simulator = simulator
@@ -96,7 +102,9 @@ class Stage:
         """Start the daemon and wait until it is ready."""
         config = self.folder / "config.toml"
         config.write_text(
-            self.cast.toml(dsn=self._dsn, base_url=self.simulator.url, state=self.state, public=self.public, operator=self.operator)
+            self.cast.toml(
+                dsn=self._dsn, base_url=self.simulator.url, state=self.state, public=self.public, operator=self.operator
+            )
         )
         with self.log.open("ab") as out:
             self._process = await asyncio.create_subprocess_exec(
@@ -142,6 +150,11 @@ class Stage:
         async with aiohttp.ClientSession() as web, web.get(f"http://127.0.0.1:{self.operator}{path}") as answer:
             return answer.status, await answer.read()
 
+    @staticmethod
+    def wall() -> float:
+        """The clock the ledger uses."""
+        return time.time()
+
     async def insert(self, count: int, *, service: str, intent: str, body: str = "Hello", **columns: object) -> None:
         """*count* messages in one statement, to as many recipients."""
         names = ["recipient", "service", "intent", "body", *columns]
@@ -167,7 +180,9 @@ class Stage:
 
     async def statuses(self) -> Counter[tuple[str, str]]:
         """How many messages stand where, and why."""
-        rows = await self.connection.fetch("SELECT status, coalesce(reason, '') AS reason, count(*) FROM outrider.message GROUP BY 1, 2")
+        rows = await self.connection.fetch(
+            "SELECT status, coalesce(reason, '') AS reason, count(*) FROM outrider.message GROUP BY 1, 2"
+        )
         return Counter({(row["status"], row["reason"]): row["count"] for row in rows})
 
     async def sent(self) -> dict[UUID, list[int]]:

@@ -51,10 +51,20 @@ BAD: list[tuple[str, dict[str, str], str, str]] = [
     ("body and template", {"template": "'code'"}, "failed", "both"),
     ("variables missing", {"template": "'code'", "body": "NULL", "variables": "'{}'"}, "failed", "code"),
     ("variables not an object", {"template": "'code'", "body": "NULL", "variables": "'[1]'"}, "failed", "object"),
-    ("a number no float can hold", {"template": "'code'", "body": "NULL", "variables": "'{\"code\": 1e400}'"}, "failed", ""),
+    (
+        "a number no float can hold",
+        {"template": "'code'", "body": "NULL", "variables": "'{\"code\": 1e400}'"},
+        "failed",
+        "",
+    ),
     ("expired", {"expires_at": "now() - interval '1 second'"}, "expired", ""),
     ("expired before Christ", {"expires_at": "'4000-01-01 BC'"}, "expired", ""),
-    ("expires before it is due", {"send_at": "now() + interval '1 day'", "expires_at": "now() + interval '1 hour'"}, "expired", ""),
+    (
+        "expires before it is due",
+        {"send_at": "now() + interval '1 day'", "expires_at": "now() + interval '1 hour'"},
+        "expired",
+        "",
+    ),
     ("no validity", {"validity": "interval '0'"}, "expired", ""),
     ("negative validity", {"validity": "interval '-100000 years'"}, "expired", ""),
     ("due before all time", {"send_at": "'-infinity'"}, "failed", "send_at"),
@@ -106,10 +116,16 @@ async def test_bad_rows_in_a_copy_do_not_touch_their_neighbours(stage: SetUp) ->
     road = await stage(CAST, Faults.model_validate({"receipts": {"enabled": False}}))
     await road.start()
     rows = [
-        (f"+1202{5550000 + number}" if number % 100 else "nobody", "fast" if number % 250 else "nowhere", f"row {number}")
+        (
+            f"+1202{5550000 + number}" if number % 100 else "nobody",
+            "fast" if number % 250 else "nowhere",
+            f"row {number}",
+        )
         for number in range(1, 10_001)
     ]
-    await road.connection.copy_records_to_table("outbox", schema_name="outrider", columns=["recipient", "service", "body"], records=rows)
+    await road.connection.copy_records_to_table(
+        "outbox", schema_name="outrider", columns=["recipient", "service", "body"], records=rows
+    )
     await road.until("SELECT count(*) = 120 FROM outrider.outcome WHERE status IN ('failed', 'suppressed')", within_s=5)
     await road.quiet(within_s=50)
     found = {word: 0 for word, _ in await road.statuses()}
@@ -122,7 +138,12 @@ async def test_bad_rows_in_a_copy_do_not_touch_their_neighbours(stage: SetUp) ->
 async def test_bad_rows_behind_a_long_queue_do_not_wait_for_it(stage: SetUp) -> None:
     road = await start(stage)
     await road.insert(100_000, service="slow", intent="marketing")
-    for columns in ({"recipient": "'+999123456789'"}, {"recipient": "'+12'"}, {"body": "NULL"}, {"service": "'nowhere'"}):
+    for columns in (
+        {"recipient": "'+999123456789'"},
+        {"recipient": "'+12'"},
+        {"body": "NULL"},
+        {"service": "'nowhere'"},
+    ):
         await insert(road, {"service": "'slow'", **columns})
     await road.until("SELECT count(*) = 4 FROM outrider.outcome WHERE status IN ('failed', 'suppressed')", within_s=5)
 
@@ -131,9 +152,17 @@ async def test_bad_rows_behind_a_long_queue_do_not_wait_for_it(stage: SetUp) -> 
 @pytest.mark.parametrize(
     ("what", "statement", "error"),
     [
-        ("NUL", "INSERT INTO outrider.outbox (body) VALUES (E'a\\u0000b')", asyncpg.UntranslatableCharacterError | asyncpg.PostgresSyntaxError),
+        (
+            "NUL",
+            "INSERT INTO outrider.outbox (body) VALUES (E'a\\u0000b')",
+            asyncpg.UntranslatableCharacterError | asyncpg.PostgresSyntaxError,
+        ),
         ("a lone surrogate", "INSERT INTO outrider.outbox (body) VALUES (E'\\ud800')", asyncpg.PostgresSyntaxError),
-        ("a wrong type", "INSERT INTO outrider.outbox (send_at) VALUES ('tomorrowish')", asyncpg.InvalidDatetimeFormatError),
+        (
+            "a wrong type",
+            "INSERT INTO outrider.outbox (send_at) VALUES ('tomorrowish')",
+            asyncpg.InvalidDatetimeFormatError,
+        ),
         ("an unknown column", "INSERT INTO outrider.outbox (colour) VALUES ('red')", asyncpg.UndefinedColumnError),
         ("a column of ours", "INSERT INTO outrider.outbox (seq) VALUES (1)", asyncpg.GeneratedAlwaysError),
         ("broken JSON", "INSERT INTO outrider.outbox (tags) VALUES ('{')", asyncpg.InvalidTextRepresentationError),

@@ -52,14 +52,20 @@ async def judge(road: Stage) -> dict[str, int]:
     sent = await road.sent()
     unsent = {
         row["id"]
-        for row in await road.connection.fetch("SELECT id FROM outrider.outcome WHERE status IN ('failed', 'expired', 'dead', 'suppressed', 'canceled')")
+        for row in await road.connection.fetch(
+            "SELECT id FROM outrider.outcome WHERE status IN ('failed', 'expired', 'dead', 'suppressed', 'canceled')"
+        )
     }
     explained: set[UUID] = {
         row["id"]
-        for row in await road.connection.fetch("SELECT id FROM outrider.attempt WHERE kind = 'decision' AND outcome = 'resend'")
+        for row in await road.connection.fetch(
+            "SELECT id FROM outrider.attempt WHERE kind = 'decision' AND outcome = 'resend'"
+        )
     }
     doubled = {id for id, attempts in sent.items() if len(attempts) > 1}
-    rows = await road.connection.fetch("SELECT kind, outcome, reason, count(*) AS many FROM outrider.attempt GROUP BY 1, 2, 3")
+    rows = await road.connection.fetch(
+        "SELECT kind, outcome, reason, count(*) AS many FROM outrider.attempt GROUP BY 1, 2, 3"
+    )
     resolved = {f"{row['kind']}: {row['outcome']}: {row['reason']}": row["many"] for row in rows}
     print(resolved)
     return {
@@ -68,7 +74,9 @@ async def judge(road: Stage) -> dict[str, int]:
         "lost": len(asked - set(sent) - unsent),
         "doubled": len(doubled),
         "doubled_unexplained": len(doubled - explained),
-        "ambiguous": await road.connection.fetchval("SELECT count(DISTINCT id) FROM outrider.attempt WHERE kind = 'exchange' AND outcome = 'uncertain'"),
+        "ambiguous": await road.connection.fetchval(
+            "SELECT count(DISTINCT id) FROM outrider.attempt WHERE kind = 'exchange' AND outcome = 'uncertain'"
+        ),
     }
 
 
@@ -85,4 +93,9 @@ async def test_a_killed_daemon_loses_nothing_and_doubles_nothing(stage: SetUp, e
     assert found["doubled"] == 0  # both kinds of evidence tell the truth here, so nothing is guessed
     assert 0 < found["ambiguous"] <= 3 * CAST.connections
     how = "a receipt" if evidence == "receipts" else "the provider, when asked"
-    assert await road.connection.fetchval("SELECT count(*) FROM outrider.attempt WHERE kind = 'evidence' AND reason LIKE $1", how + "%") > 0
+    assert (
+        await road.connection.fetchval(
+            "SELECT count(*) FROM outrider.attempt WHERE kind = 'evidence' AND reason LIKE $1", how + "%"
+        )
+        > 0
+    )

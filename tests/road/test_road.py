@@ -45,11 +45,11 @@ async def test_the_order_of_a_key_is_kept(stage: SetUp) -> None:
     road = await stage(CAST)
     await road.start()
     for number in range(20):
-        await road.insert(1, service="notifications", intent="delivery", body=f"part {number}", order_key="conversation")
+        await road.insert(
+            1, service="notifications", intent="delivery", body=f"part {number}", order_key="conversation"
+        )
     await road.quiet()
-    rows = await road.connection.fetch(
-        "SELECT o.id FROM outrider.outbox o ORDER BY o.seq"
-    )
+    rows = await road.connection.fetch("SELECT o.id FROM outrider.outbox o ORDER BY o.seq")
     order = [id for id in await road.sent()]  # noqa: C416: by when the judge saw it
     assert order == [row["id"] for row in rows]
 
@@ -65,7 +65,10 @@ async def test_a_row_of_the_future_waits_and_a_cancelled_one_is_never_sent(stage
     never = await road.connection.fetchval("SELECT id FROM outrider.outbox WHERE body = 'never'")
     assert await road.connection.fetchval("SELECT outrider.cancel($1)", never) == "canceled"
     await road.until("SELECT count(*) = 1 FROM outrider.message WHERE status IN ('accepted', 'sent', 'delivered')")
-    assert await road.connection.fetchval("SELECT outrider.cancel(id) FROM outrider.outbox WHERE body = 'soon'") == "too_late"
+    assert (
+        await road.connection.fetchval("SELECT outrider.cancel(id) FROM outrider.outbox WHERE body = 'soon'")
+        == "too_late"
+    )
     sent = await road.sent()
     assert len(sent) == 1
     assert never not in sent

@@ -7,7 +7,7 @@ import hmac
 import json
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 from uuid import UUID
 
 import aiohttp
@@ -28,7 +28,7 @@ from daemon.settings import Settings
 from daemon.web import Listener, public_app
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Sequence
+    from collections.abc import AsyncIterator, Mapping, Sequence
 
     from daemon.callbacks import Book
     from daemon.core.message import Attempt, Message
@@ -118,6 +118,12 @@ class Notes:
         self.letters.append(message)
 
 
+class Answer(NamedTuple):
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+
 @dataclass
 class Office:
     """A public listener in front of a book, and a client."""
@@ -127,11 +133,10 @@ class Office:
     counted: list[tuple[str, Kind, Result]]
     stopped: list[str]
 
-    async def post(self, target: str, body: bytes, *, signature: str | None = None) -> aiohttp.ClientResponse:
+    async def post(self, target: str, body: bytes, *, signature: str | None = None) -> Answer:
         headers = {"X-Signature": sign(target, body) if signature is None else signature}
         async with self.session.post(f"http://127.0.0.1:{self.port}{target}", data=body, headers=headers) as answer:
-            await answer.read()
-            return answer
+            return Answer(answer.status, answer.headers, await answer.read())
 
     async def say(self, raw: bytes) -> bytes:
         """Everything the server says to *raw*, until it hangs up."""
@@ -247,7 +252,8 @@ async def test_two_signatures_are_none() -> None:
         good = f"X-Signature: {sign(target(), WORD)}\r\n"
         said = await here.say(
             f"POST {target()} HTTP/1.1\r\nHost: x\r\n{good}X-Signature: 0\r\nContent-Length: {len(WORD)}\r\n"
-            "Connection: close\r\n\r\n".encode() + WORD
+            "Connection: close\r\n\r\n".encode()
+            + WORD
         )
     assert said.split(b" ")[1] == b"403"
 
@@ -272,10 +278,12 @@ async def test_a_stop_is_in_force_before_its_reply() -> None:
     book = Notes()
     async with office(book) as here:
         answer = await here.post("/inbound/plain", STOP)
-        assert (answer.status, answer.headers["Content-Type"], await answer.read()) == (200, "text/xml", b"<Response/>")
+        assert (answer.status, answer.headers["Content-Type"], answer.body) == (200, "text/xml", b"<Response/>")
         assert here.stopped == ["+15550123"]
         assert [letter.body for letter in book.letters] == ["STOP"]
-        assert (await here.post("/inbound/plain", STOP.replace(b'"opt_out": "STOP"', b'"opt_out": "HELP"'))).status == 200
+        assert (
+            await here.post("/inbound/plain", STOP.replace(b'"opt_out": "STOP"', b'"opt_out": "HELP"'))
+        ).status == 200
         assert here.stopped == ["+15550123"]
 
 
@@ -289,7 +297,9 @@ async def test_a_body_that_drips_is_cut_off() -> None:
 async def test_a_body_that_breaks_off_writes_nothing_and_answers_nobody() -> None:
     book = Notes()
     async with office(book) as here:
-        said = await here.say(f"POST {target()} HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n".encode())
+        said = await here.say(
+            f"POST {target()} HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n".encode()
+        )
         _, writer = await asyncio.open_connection("127.0.0.1", here.port)
         writer.write(f"POST {target()} HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\nhalf".encode())
         await writer.drain()
@@ -320,7 +330,8 @@ async def test_a_compressed_body_stays_as_it_came() -> None:
     async with office(Notes()) as here:
         said = await here.say(
             f"POST {target()} HTTP/1.1\r\nHost: x\r\nContent-Encoding: gzip\r\nX-Signature: {sign(target(), WORD)}\r\n"
-            f"Content-Length: {len(WORD)}\r\nConnection: close\r\n\r\n".encode() + WORD
+            f"Content-Length: {len(WORD)}\r\nConnection: close\r\n\r\n".encode()
+            + WORD
         )
     assert said.split(b" ")[1] == b"204"
 

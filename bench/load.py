@@ -1,0 +1,143 @@
+"""
+Processes and what they cost: starting the parts of a measurement, and reading their CPU time from the kernel.
+
+Rates come from the sink's clock, the same for everybody: acceptances between its first and its last, per second.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import resource
+import sys
+import time
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import aiohttp
+import orjson
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterator
+
+ROOT = Path(__file__).resolve().parents[1]
+TICK_S = 1 / os.sysconf("SC_CLK_TCK")
+PATIENCE_S = 300.0  # nothing here takes longer
+
+
+class BenchError(Exception):
+    """A measurement could not be made."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Run:
+    """What one client did: messages per second by the sink's clock, CPU seconds per 1,000 messages."""
+
+    messages: int
+    rate: float
+    cpu: float
+    distinct: int  # recipients the sink has seen
+
+
+class Sink:
+    """The provider for load, as its users see it."""
+
+    def __init__(self, url: str, web: aiohttp.ClientSession) -> None:
+        self.url = url
+        self._web = web
+
+    async def accepted(self) -> int:
+        """How many it has accepted since :meth:`forget`."""
+        return int((await self._ask("/"))["accepted"])
+
+    async def rate(self) -> float:
+        """Acceptances a second between the first and the last."""
+        said = await self._ask("/")
+        return float((said["accepted"] - 1) / (said["last"] - said["first"])) if said["accepted"] > 1 else 0.0
+
+    async def arrivals(self) -> list[tuple[float, str]]:
+        """Each acceptance: when, on the monotonic clock, and to whom."""
+        async with self._web.get(f"{self.url}/to") as reply:
+            return [(at, to) for at, to in orjson.loads(await reply.read())]
+
+    async def forget(self) -> None:
+        """Begin anew."""
+        async with self._web.delete(self.url) as reply:
+            await reply.read()
+
+    async def _ask(self, path: str) -> dict[str, float]:
+        async with self._web.get(self.url + path) as reply:
+            said: dict[str, float] = orjson.loads(await reply.read())
+            return said
+
+
+@asynccontextmanager
+async def sink() -> AsyncIterator[Sink]:
+    """A sink in a process of its own."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "bench.sink", cwd=ROOT, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE
+    )
+    assert process.stdin is not None
+    assert process.stdout is not None
+    try:
+        url = (await process.stdout.readline()).decode().strip()
+        async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=PATIENCE_S)) as web:
+            yield Sink(url, web)
+    finally:
+        process.stdin.close()
+        await process.wait()
+
+
+async def client(module: str, sink: Sink, *arguments: object) -> Run:
+    """Run ``bench.MODULE`` against *sink* to its end."""
+    await sink.forget()
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", f"bench.{module}", sink.url, *map(str, arguments),
+        cwd=ROOT, stdout=asyncio.subprocess.PIPE,
+    )  # fmt: skip
+    try:
+        async with asyncio.timeout(PATIENCE_S):
+            said, _ = await process.communicate()
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+    if process.returncode:
+        raise BenchError(f"bench.{module} ended with code {process.returncode}")
+    told = orjson.loads(said)
+    distinct = len({to for _, to in await sink.arrivals()})
+    return Run(
+        messages=await sink.accepted(), rate=await sink.rate(), cpu=told["cpu_s"] / told["messages"] * 1000, distinct=distinct
+    )
+
+
+@contextmanager
+def spent(messages: int) -> Iterator[None]:
+    """In a client: print what the block took, as :func:`client` reads it."""
+    began, used = time.monotonic(), resource.getrusage(resource.RUSAGE_SELF)
+    yield
+    now = resource.getrusage(resource.RUSAGE_SELF)
+    cpu_s = now.ru_utime + now.ru_stime - used.ru_utime - used.ru_stime
+    print(orjson.dumps({"messages": messages, "seconds": time.monotonic() - began, "cpu_s": cpu_s}).decode())
+
+
+def cpu_s(pid: int) -> float:
+    """CPU seconds of a process so far."""
+    return sum(_times(pid)[:2])
+
+
+def cpu_with_children_s(pid: int) -> float:
+    """CPU seconds of a process and its children, those that have ended too: a postmaster and its Postgres."""
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="ascii").split()
+    return sum(_times(pid)) + sum(sum(_times(int(child))) for child in children)
+
+
+def _times(pid: int) -> list[float]:
+    """User, system, and the same of children that were waited for; nought for a process that is gone."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
+    except (FileNotFoundError, ProcessLookupError):
+        return [0.0] * 4
+    return [int(field) * TICK_S for field in fields[11:15]]  # proc(5): utime, stime, cutime, cstime

@@ -1,0 +1,209 @@
+"""
+Outrider as shipped: its daemon in a process of its own, a private Postgres with fsync on, the sink as provider.
+
+Pacing, breaker, permission, dispatch log, fenced verdicts and metrics are all on; the senders may speak ten times as fast
+as they can be asked to, so that the daemon is the limit and not the law. A drain finds its rows inserted; it is timed from
+the first acceptance to the last, and what it costs is counted from the moment its leases are held until the queue is empty.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import signal
+import socket
+import sys
+import tempfile
+import time
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from bench.load import PATIENCE_S, ROOT, BenchError, cpu_s, cpu_with_children_s
+from bench.messages import ACCOUNT_SID, AREAS, RECIPIENT_SQL, TEXT_SQL, TOKEN, senders
+from daemon import embedded, migrate
+from daemon.database import connect
+
+if TYPE_CHECKING:
+    from asyncio.subprocess import Process
+    from collections.abc import AsyncIterator
+
+    from asyncpg import Connection, Record
+
+    from bench.load import Sink
+
+SENDERS, RATE = 200, 100  # 20,000 segments a second: pacing is on, and is not the limit
+SERVICES = {"logins": "otp", "parcels": "delivery", "news": "events", "offers": "marketing"}  # and their intents
+# Of a provider's connections bulk may take 80 %: as many as the raw client has in flight.
+BULK_SHARE = 0.8
+INSERT_ROWS = 1000  # in one statement, as a busy application writes
+SETTINGS = {"max_wal_size": "4GB", "checkpoint_timeout": "30min"}  # no checkpoint in the middle of a measurement
+
+INSERT = f"""
+    INSERT INTO outrider.outbox (recipient, service, intent, body)
+    SELECT {RECIPIENT_SQL}, ($4::text[])[k], ($5::text[])[k], {TEXT_SQL}
+      FROM (SELECT n, CASE WHEN n % 10 = 0 THEN 1 ELSE 2 + n % 3 END AS k FROM generate_series($1::int, $2::int) AS n) AS one
+"""  # noqa: S608 (our own constants)
+INSERT_ONE = "INSERT INTO outrider.outbox (recipient, service, intent, body) VALUES ($1, 'logins', 'otp', 'Your code is 123456.')"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Drain:
+    """One drain. CPU seconds per 1,000 messages; bytes of WAL per message."""
+
+    messages: int
+    rate: float
+    cpu: float
+    distinct: int
+    settled: int  # rows that stand as accepted
+    emptied_s: float  # from the first acceptance until nothing was left in the queue
+    cpu_postgres: float
+    wal_insert: float
+    wal: float
+
+
+@asynccontextmanager
+async def postgres() -> AsyncIterator[embedded.Server]:
+    """A private Postgres, durable, for the whole of the bench."""
+    home = Path(tempfile.mkdtemp(prefix="outrider-bench-"))
+    home.chmod(0o711)  # where we are root, Postgres is somebody else
+    try:
+        async with await asyncio.to_thread(embedded.start, home / "postgres", settings=SETTINGS) as server:
+            yield server
+    finally:
+        await asyncio.to_thread(shutil.rmtree, home, ignore_errors=True)
+
+
+class Outrider:
+    """One installation: a database, a folder, a daemon."""
+
+    def __init__(self, folder: Path, dsn: str, postmaster: int, connection: Connection[Record]) -> None:
+        self.connection = connection
+        self._folder = folder
+        self._dsn = dsn
+        self._postmaster = postmaster
+        self._process: Process | None = None
+
+    @classmethod
+    @asynccontextmanager
+    async def installed(cls, server: embedded.Server, name: str) -> AsyncIterator[Outrider]:
+        """A fresh database *name*, migrated; all of it is removed again."""
+        folder = Path(tempfile.mkdtemp(prefix="outrider-bench-"))
+        admin = await connect(server.dsn("postgres"))
+        await admin.execute(f"CREATE DATABASE {name}")
+        connection = await connect(server.dsn(name))
+        await migrate.migrate(connection, report=lambda _: None)
+        pid = int((server.home / "cluster" / "postmaster.pid").read_text(encoding="ascii").split()[0])
+        one = cls(folder, server.dsn(name), pid, connection)
+        try:
+            yield one
+        finally:
+            await one._stop()
+            await connection.close()
+            await admin.execute(f"DROP DATABASE {name} WITH (FORCE)")
+            await admin.close()
+            shutil.rmtree(folder, ignore_errors=True)
+
+    async def drain(self, sink: Sink, messages: int, in_flight: int) -> Drain:
+        """Insert *messages*, start the daemon, wait until all are settled."""
+        await sink.forget()
+        empty = await self._wal()
+        for first in range(0, messages, INSERT_ROWS):
+            last = min(first + INSERT_ROWS, messages) - 1
+            await self.connection.execute(INSERT, first, last, list(AREAS), list(SERVICES), list(SERVICES.values()))
+        await self.connection.execute("VACUUM ANALYZE")
+        full = await self._wal()
+        daemon = await self._start(sink, in_flight)
+        cpu, cpu_postgres = cpu_s(daemon), cpu_with_children_s(self._postmaster)
+        began = await self._until("SELECT count(*) > 0 FROM outrider.outcome")
+        emptied = await self._until("SELECT NOT EXISTS (SELECT FROM outrider.queue)")
+        cpu, cpu_postgres = cpu_s(daemon) - cpu, cpu_with_children_s(self._postmaster) - cpu_postgres
+        settled = await self.connection.fetchval("SELECT count(*) FROM outrider.outcome WHERE status = 'accepted'")
+        return Drain(
+            messages=await sink.accepted(),
+            rate=await sink.rate(),
+            cpu=cpu / messages * 1000,
+            distinct=len({to for _, to in await sink.arrivals()}),
+            settled=settled,
+            emptied_s=emptied - began,
+            cpu_postgres=cpu_postgres / messages * 1000,
+            wal_insert=(full - empty) / messages,
+            wal=(await self._wal() - full) / messages,
+        )
+
+    async def latency(self, sink: Sink, *, seconds: float, per_second: float, skip: int) -> list[float]:
+        """
+        Seconds from commit to provider of login codes, inserted one by one at a steady rate.
+
+        The commit is the moment in which the application hears of it, so what is quick may come out as nought.
+        """
+        committed: dict[str, float] = {}
+        await sink.forget()
+        start = time.monotonic()
+        for number in range(int(seconds * per_second)):
+            await asyncio.sleep(max(0.0, start + number / per_second - time.monotonic()))
+            to = f"+1{AREAS[-1]}555{(skip + number) % 10_000:04}"
+            await self.connection.execute(INSERT_ONE, to)
+            committed[to] = time.monotonic()
+        await self._until("SELECT NOT EXISTS (SELECT FROM outrider.queue)")
+        return [max(0.0, at - committed[to]) for at, to in await sink.arrivals()]
+
+    async def _start(self, sink: Sink, in_flight: int) -> int:
+        """Start the daemon, wait until it holds its leases, and return its process id."""
+        config = self._folder / "config.toml"
+        config.write_text(_config(self._dsn, sink.url, in_flight), encoding="utf-8")
+        with (self._folder / "daemon.log").open("wb") as log:
+            self._process = await asyncio.create_subprocess_exec(
+                sys.executable, *os.environ.get("BENCH_PYTHON", "").split(), "-m", "daemon", "run", "--config", str(config), cwd=ROOT,
+                stdout=log, stderr=log, env={**os.environ, "SINK_TOKEN": TOKEN},
+            )  # fmt: skip
+        await self._until("SELECT count(*) >= 1 FROM outrider.lease WHERE until > now()")
+        return self._process.pid
+
+    async def _until(self, query: str) -> float:
+        """Wait until *query* answers true; when it did."""
+        deadline = time.monotonic() + PATIENCE_S
+        while not await self.connection.fetchval(query):
+            if time.monotonic() > deadline or self._process is None or self._process.returncode is not None:
+                log = (self._folder / "daemon.log").read_text(encoding="utf-8", errors="replace")
+                raise BenchError(f"the daemon did not do its work; the end of its log:\n{log[-2000:]}")
+            await asyncio.sleep(0.02)
+        return time.monotonic()
+
+    async def _stop(self) -> None:
+        if self._process is not None and self._process.returncode is None:
+            self._process.send_signal(signal.SIGTERM)
+            try:
+                async with asyncio.timeout(20):
+                    await self._process.wait()
+            except TimeoutError:
+                self._process.kill()
+                await self._process.wait()
+
+    async def _wal(self) -> int:
+        return int(await self.connection.fetchval("SELECT pg_current_wal_insert_lsn() - '0/0'::pg_lsn"))
+
+
+def _config(dsn: str, url: str, in_flight: int) -> str:
+    ours = senders(SENDERS)
+    public, operator = _free_ports()
+    lines = [
+        f"[database]\nurl = '{dsn}'",
+        "[daemon]\nstate = 'state'\nlog_format = 'json'",
+        f"[web.public]\nport = {public}\n[web.operator]\nport = {operator}",
+        f"[providers.sink]\nkind = 'simulator'\nbase_url = '{url}'\naccount_sid = '{ACCOUNT_SID}'\nauth_token_env = 'SINK_TOKEN'",
+        f"connections = {round(in_flight / BULK_SHARE)}",
+    ]
+    lines += [f"[[senders]]\naddress = '{one}'\nprovider = 'sink'\ntype = 'toll_free'\ncountry = 'US'\nrate = {RATE}" for one in ours]
+    for number, name in enumerate(SERVICES):
+        lines.append(f"[services.{name}]\nsenders = {ours[number :: len(SERVICES)]}")
+    return "\n".join(lines) + "\n"
+
+
+def _free_ports() -> tuple[int, int]:
+    with socket.socket() as one, socket.socket() as other:
+        one.bind(("127.0.0.1", 0))
+        other.bind(("127.0.0.1", 0))
+        return int(one.getsockname()[1]), int(other.getsockname()[1])

@@ -1,0 +1,110 @@
+"""
+A provider for load: says yes to everything, as fast as one Python process can, and remembers what it was sent.
+
+It speaks as much of Twilio as a create needs (``POST`` anything, 201, the JSON of a message, a fresh sid each time) and
+sends no receipts. What came is kept as it came and read only when asked: ``GET /`` tells how many and when, ``GET /to``
+when which recipient was written to, ``DELETE /`` forgets. Times are of the monotonic clock, which all processes share.
+
+Run as ``python -m bench.sink``: it prints its address and serves until its stdin ends, so it never outlives its parent.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import time
+from typing import TYPE_CHECKING, cast
+from urllib.parse import parse_qs
+
+import httptools
+import orjson
+import uvloop
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+# 640 bytes of JSON, as long as Twilio's; only the sid changes from answer to answer.
+_MESSAGE = (
+    b'{"account_sid": "AC00000000000000000000000000000000", "api_version": "2010-04-01", "body": "Your parcel is on its way '
+    b'and will be with you today.", "date_created": "Thu, 24 Aug 2023 05:01:45 +0000", "date_sent": null, "date_updated": '
+    b'"Thu, 24 Aug 2023 05:01:45 +0000", "direction": "outbound-api", "error_code": null, "error_message": null, "from": null, '
+    b'"num_media": "0", "num_segments": "1", "price": null, "price_unit": null, "messaging_service_sid": null, "sid": '
+    b'"SM%032x", "status": "queued", "subresource_uris": {"media": "/2010-04-01/Accounts/AC00000000000000000000000000000000'
+    b'/Messages/Media.json"}, "tags": null, "to": null, "uri": "/2010-04-01/Messages.json"}'
+)
+_HEAD = "HTTP/1.1 {} OK\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n"
+_CREATED = _HEAD.format(201, len(_MESSAGE % 0)).encode() + _MESSAGE
+
+
+class Book:
+    """What came, and when."""
+
+    def __init__(self) -> None:
+        self.arrivals: list[tuple[float, bytes]] = []
+
+    def summary(self) -> bytes:
+        """How many were accepted, and when the first and the last."""
+        first, last = (self.arrivals[0][0], self.arrivals[-1][0]) if self.arrivals else (None, None)
+        return orjson.dumps({"accepted": len(self.arrivals), "first": first, "last": last})
+
+    def recipients(self) -> bytes:
+        """Every acceptance: its moment and its recipient."""
+        return orjson.dumps([(at, parse_qs(body.decode())["To"][0]) for at, body in self.arrivals])
+
+
+class Connection(asyncio.Protocol):
+    """One connection of a client."""
+
+    __slots__ = ("_body", "_book", "_parser", "_transport", "_url", "_write")
+    _write: Callable[[bytes], None]
+    _transport: asyncio.Transport
+
+    def __init__(self, book: Book) -> None:
+        self._book = book
+        self._body = b""
+        self._url = b""
+        self._parser = httptools.HttpRequestParser(self)
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast("asyncio.Transport", transport)
+        self._write = self._transport.write
+
+    def data_received(self, data: bytes) -> None:
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserError:
+            self._transport.close()
+
+    def on_url(self, url: bytes) -> None:
+        self._url = url
+
+    def on_body(self, body: bytes) -> None:
+        self._body += body
+
+    def on_message_complete(self) -> None:
+        method = self._parser.get_method()
+        if method == b"POST":
+            arrivals = self._book.arrivals
+            self._write(_CREATED % len(arrivals))
+            arrivals.append((time.monotonic(), self._body))
+            self._body = b""
+            return
+        if method == b"DELETE":
+            self._book.arrivals.clear()
+        said = self._book.recipients() if self._url == b"/to" else self._book.summary()
+        self._write(_HEAD.format(200, len(said)).encode() + said)
+
+
+async def serve() -> None:
+    """Serve on any free port until stdin ends."""
+    loop = asyncio.get_running_loop()
+    book, stop = Book(), asyncio.Event()
+    server = await loop.create_server(lambda: Connection(book), "127.0.0.1", 0, backlog=1024)
+    loop.add_reader(sys.stdin.fileno(), stop.set)
+    print(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}", flush=True)
+    await stop.wait()
+    server.close()
+
+
+if __name__ == "__main__":
+    uvloop.run(serve())
