@@ -5,6 +5,7 @@ weeks are made ahead; what the pages show is sampled.
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import TYPE_CHECKING
 from uuid import UUID
 
@@ -38,9 +39,10 @@ LOOK_S = 0.5
 DOUBTS = 50  # doubts looked into at a time
 NEXT_LOOK_S = 20.0  # when a doubt is looked into again, unless its plan says sooner
 ORDER_HOLD_S = 60.0  # how long a head may hold the others of its order_key
+KNOWN_BEFORE, KNOWN_AFTER = timedelta(seconds=30), timedelta(seconds=120)  # where references of others are looked up
 WEEKS_S = 3600.0
 SAMPLE_SHARE = 20  # a sample of the backlog may take one part in so many of the time
-STATEMENTS = ("doubts", "decide", "free_order", "late", "attempts")
+STATEMENTS = ("doubts", "known", "decide", "free_order", "late", "attempts")
 
 
 class Janitor:
@@ -138,7 +140,7 @@ class Janitor:
         gate = self._gates.get(row["provider"] or "")
         if gate is None:
             return None
-        attempt = self._attempt(row)
+        attempt = await self._attempt(row)
         question = gate.dialect.find(attempt)
         if question is None:
             return None
@@ -148,8 +150,10 @@ class Janitor:
             return Unclear(answer.reason)
         return gate.dialect.found(attempt, answer)
 
-    def _attempt(self, row: Record) -> Attempt:
+    async def _attempt(self, row: Record) -> Attempt:
         found = read(row["recipient"] or "", "sms")
+        since = row["since"]
+        known = await self._line.fetch("known", row["sender"], row["recipient"], since - KNOWN_BEFORE, since + KNOWN_AFTER)
         return Attempt(
             id=row["id"],
             attempt=row["attempts"],
@@ -158,7 +162,8 @@ class Janitor:
             recipient=found.e164 if isinstance(found, Address) else row["recipient"] or "",
             text=self._desk.text_of(row["body"], row["template"], row["variables"]),
             segments=row["segments"] or 1,
-            sent_at=row["since"].timestamp(),
+            sent_at=since.timestamp(),
+            known_references=frozenset(one["reference"] for one in known),
         )
 
     async def _found(self, row: Record, accepted: Accepted, how: str) -> None:

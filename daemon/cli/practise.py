@@ -53,7 +53,7 @@ def demo(
     seed: Annotated[int, typer.Option(help="The same seed inserts the same rows and throws the same dice.")] = 1,
     seconds: Annotated[
         float, typer.Option(help="Give up waiting for the last answers after so many seconds.", min=20)
-    ] = 80.0,
+    ] = 70.0,
     keep: Annotated[
         Path | None, typer.Option(help="Leave everything in this new or empty folder.", metavar="DIR")
     ] = None,

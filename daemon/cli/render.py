@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
+from uuid import UUID
 
 import typer
 
@@ -51,7 +52,8 @@ def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) 
     made = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
     for number, name in enumerate(columns):
         right = bool(lines) and all(isinstance(line[number], int | float | None) for line in lines)
-        made.add_column(name, justify="right" if right else "left", overflow="fold")
+        whole = right or any(isinstance(line[number], UUID | datetime) for line in lines)  # ids are there to be copied
+        made.add_column(name, justify="right" if right else "left", overflow="fold", no_wrap=whole)
     for line in lines:
         made.add_row(*(Text(_text(cell), style=STYLES.get(str(cell), "")) for cell in line))
     return made

@@ -117,4 +117,4 @@ def without_password(dsn: str) -> tuple[str, dict[str, str]]:
         return dsn, {}
     user, _, host = parts.netloc.rpartition("@")
     bare = f"{quote(unquote(user.partition(':')[0]), safe='')}@{host}"
-    return urlunsplit(parts._replace(netloc=bare)), {}
+    return urlunsplit(parts._replace(netloc=bare)), {"PGPASSWORD": unquote(parts.password)}

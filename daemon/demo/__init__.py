@@ -42,7 +42,7 @@ class Plan:
 
     messages: int = scenario.DEFAULT_MESSAGES
     seed: int = 1
-    patience_s: float = 80.0
+    patience_s: float = 70.0
     keep: Path | None = None
     as_json: bool = False
 

@@ -1,7 +1,7 @@
 """
 What a text costs. Twilio's calculator (1.3.0) was asked once for every row of the table: it agrees with all but the last,
-a grapheme longer than a segment, which it leaves whole and a carrier cannot. So it does for 20,000 random texts without
-subdivision flags.
+a grapheme longer than a segment, which it leaves whole and a carrier cannot. Of 40,000 random texts 16 differed, all
+thick with emoji, because its graphemes are those of Unicode 10.
 """
 
 from __future__ import annotations

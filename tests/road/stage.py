@@ -79,7 +79,7 @@ class Stage:
         self.simulator = simulator
         self.connection = connection
         self.public, self.operator = free_ports(2)
-        self._dsn = dsn
+        self.dsn = dsn
         self._process: asyncio.subprocess.Process | None = None
         self.log = folder / "daemon.log"
         self.state = folder / "state"
@@ -98,12 +98,12 @@ class Stage:
                     await stage.kill()
                 await connection.close()
 
-    async def start(self, *, ready_s: float = 20.0) -> None:
-        """Start the daemon and wait until it is ready."""
+    async def start(self, *, ready: int = 200, ready_s: float = 20.0) -> None:
+        """Start the daemon and wait until ``/readyz`` answers *ready*."""
         config = self.folder / "config.toml"
         config.write_text(
             self.cast.toml(
-                dsn=self._dsn, base_url=self.simulator.url, state=self.state, public=self.public, operator=self.operator
+                dsn=self.dsn, base_url=self.simulator.url, state=self.state, public=self.public, operator=self.operator
             )
         )
         with self.log.open("ab") as out:
@@ -116,7 +116,7 @@ class Stage:
             while True:
                 try:
                     async with web.get(f"http://127.0.0.1:{self.operator}/readyz") as answer:
-                        if answer.status == 200:
+                        if answer.status == ready:
                             return
                 except aiohttp.ClientError:
                     pass

@@ -234,9 +234,9 @@ class TestSend:
         assert row["validity"].total_seconds() == 5400
 
     def test_the_text_may_come_by_standard_input(self, outrider: Outrider, database: str) -> None:
-        message = outrider("send", "--to", PERSON, "--service", "news", stdin="zwei\nZeilen\n").stdout.strip()
+        message = outrider("send", "--to", PERSON, "--service", "news", stdin="  zwei\nZeilen \n").stdout.strip()
 
-        assert ask(database, "SELECT body FROM outrider.outbox WHERE id = $1", message)[0]["body"] == "zwei\nZeilen"
+        assert ask(database, "SELECT body FROM outrider.outbox WHERE id = $1", message)[0]["body"] == "  zwei\nZeilen "
 
     def test_a_repeated_key_is_told_as_such(self, outrider: Outrider) -> None:
         first, second = sent(outrider, "--key", "order-77"), sent(outrider, "--key", "order-77")
@@ -291,8 +291,17 @@ class TestLooking:
     def test_markup_in_a_reason_is_text(self, outrider: Outrider, database: str) -> None:
         message = sent(outrider)
         ended(database, message, "failed", "[/bold] said the provider")
+        ask(database, "INSERT INTO outrider.pause (what, reason) VALUES ('all', '[/red] said the operator')")
 
         assert "[/bold] said" in outrider("status", message).stdout
+        assert "[/red] said" in outrider("status").stdout
+        assert "[/bold] said" in outrider("dead", "list").stdout
+
+    def test_an_id_in_a_table_stays_whole(self, outrider: Outrider, database: str) -> None:
+        message = sent(outrider)
+        ended(database, message, "failed", "a reason that needs more than one line of any terminal " * 4)
+
+        assert message in outrider("dead", "list").stdout
 
     def test_why_tells_the_story_in_order_and_hides_the_person(self, outrider: Outrider, database: str) -> None:
         message = sent(outrider)
