@@ -22,7 +22,7 @@ import orjson
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).absolute().parents[1]
 TICK_S = 1 / os.sysconf("SC_CLK_TCK")
 PATIENCE_S = 300.0  # nothing here takes longer
 

@@ -1,9 +1,9 @@
 """
 The only place where things are put together, started, and taken apart in the right order.
 
-Services start and end in stages. First the operator's listener, so that ``/readyz`` can say what is missing; then, once
-the database is open, everything else. At the end the outbox stops taking, the fleet comes home, the ledger writes its last
-word, and only then do leases, listeners and lines go.
+Services start and end in stages. First the operator's listener, so that ``/readyz`` can say what is missing; then,
+once the database is open, everything else. At the end the outbox stops taking, the fleet comes home, the ledger
+writes its last word, and only then do leases, listeners and lines go.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ from daemon.journal import Journal, StateFolderInUse
 from daemon.metrics import Metrics
 from daemon.migrate import SchemaError
 from daemon.observer import Observer
-from daemon.pulse import Pulse
 from daemon.providers.twilio import Twilio, basic
+from daemon.pulse import Pulse
 from daemon.settings import SettingsError, Simulator, describe_difference, load
 from daemon.supervisor import Service, notify, supervise
 from daemon.transport import Transport

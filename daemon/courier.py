@@ -1,8 +1,8 @@
 """
 The heart: one message, from the claim to its verdict.
 
-What it asks is decided in ``core/``; what it does is one call each. Permission is asked last, because the wait for a turn
-may have been long: :meth:`Courier._leaves` runs when a connection is open and the first byte is about to leave.
+What it asks is decided in ``core/``; what it does is one call each. Permission is asked last, because the wait for a
+turn may have been long: :meth:`Courier._leaves` runs when a connection is open and the first byte is about to leave.
 """
 
 from __future__ import annotations
@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger()
 
+UNLOGGED_S = 5.0  # how soon a message comes back that found the disk full
+
 
 class Courier:
     """Delivers messages: any number at a time, each in a task of its own."""
@@ -49,11 +51,14 @@ class Courier:
             verdict, exchange = await self._carry(message)
         except Exception:
             log.exception("courier.stumbled", message_id=str(message.id))
-            verdict = Ended(Status.DEAD, "our own fault; the log of this moment has the traceback")
+            sent = "it may have been sent" if self._journal.knows(message.id, message.attempt) else "it was not sent"
+            verdict = Ended(Status.DEAD, f"our own fault, {sent}; the log of this moment has the traceback")
         self._desk.judged(message, verdict, exchange)
         self._ledger.put(word(message, self._desk.group_of(message), verdict, now=self._desk.now(), exchange=exchange))
 
     async def _carry(self, message: Message) -> tuple[Verdict, Exchange | None]:
+        if not self._desk.serves(message):
+            return Again(self._desk.now(), "given back: its lane was removed", spent=False), None
         refusal = self._desk.prepare(message)
         if refusal is not None:
             return Ended(refusal.status, refusal.reason), None
@@ -66,32 +71,30 @@ class Courier:
                 turn = route.lane.join(message.level, message.segments)
         try:
             if not await turn.granted:
-                return Again(self._desk.now(), "released: its daemon was stopping", spent=False), None
-            async with route.gate.connection(message.level):
-                return await self._send(message, route, turn)
+                return Again(self._desk.now(), "given back: its daemon or sender was stopping", spent=False), None
+            return await self._send(message, route, turn)
         finally:
             turn.back()
 
     async def _send(self, message: Message, route: Route, turn: Turn) -> tuple[Verdict, Exchange | None]:
         gate, sender = route.gate, route.lane.sender.address
-        permit = gate.knock(message.level)
-        if permit is None:
+        flight = gate.knock(message.level)
+        if flight is None:
             return Again(self._desk.now() + NAP_S, f"provider {gate.name} is resting", spent=False), None
         request = gate.dialect.ask(
             message, sender, self._desk.callback_url(message, gate.name), self._desk.validity(message)
         )
-        started = self._desk.tick()
         try:
             answer = await gate.transport.exchange(
                 request, deadline_s=gate.timeout_s, on_write=lambda: self._leaves(message, sender, turn)
             )
+            outcome = answer if isinstance(answer, Unreachable | Uncertain) else gate.dialect.hear(answer)
+            exchange = Exchange(gate.name, sender, outcome, gate.learn(flight, outcome))
         except Withdrawn as withdrawn:
-            gate.unused(permit)
             return withdrawn.args[0], None
-        outcome = answer if isinstance(answer, Unreachable | Uncertain) else gate.dialect.hear(answer)
-        gate.learn(permit, outcome, self._desk.tick() - started)
+        finally:
+            gate.unused(flight)
         self._router.learn(route, outcome)
-        exchange = Exchange(gate.name, sender, outcome, self._desk.tick() - started)
         patience, now = self._desk.patience(message), self._desk.now()
         return judge(
             message, outcome, patience=patience, now=now, roll=random.random(), idempotent=gate.dialect.idempotent
@@ -104,6 +107,11 @@ class Courier:
                 raise Withdrawn(Ended(status, reason))
             case Hold(until, reason):
                 raise Withdrawn(Again(until, reason, spent=False))
-        self._journal.dispatched(message.id, message.attempt, sender, message.segments, self._desk.tick())
+        try:
+            self._journal.dispatched(message.id, message.attempt, sender, message.segments, self._desk.tick())
+        except OSError as full:  # what is not written down does not leave
+            log.error("journal.failed", error=str(full))
+            reason = "held: the dispatch log cannot be written"
+            raise Withdrawn(Again(self._desk.now() + UNLOGGED_S, reason, spent=False)) from None
         turn.left()
         self._desk.left(message, sender)

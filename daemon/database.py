@@ -1,14 +1,15 @@
 """
 Postgres: one connection for one purpose, statements by name, trouble retried in one place.
 
-A *line* is one connection that comes back by itself. There are four (claims, settlements, receipts, everything else), so
-that no message waits for a commit it does not need. Statements live in ``sql/*.sql``; a line prepares those it is given
-when it connects, so that a wrong schema fails at the start and not at two in the morning.
+A *line* is one connection that comes back by itself. There are four (claims, settlements, receipts, everything else),
+so that no message waits for a commit it does not need. Statements live in ``sql/*.sql``; a line prepares those it is
+given when it connects, so that a wrong schema fails at the start and not at two in the morning.
 """
 
 from __future__ import annotations
 
 import asyncio
+import re
 from functools import cache
 from importlib import resources
 from typing import TYPE_CHECKING, Any
@@ -28,8 +29,9 @@ CONNECT_TIMEOUT_S = 5.0
 STATEMENT_TIMEOUT_S = 15.0
 RETRY_MIN_S, RETRY_MAX_S = 0.1, 2.0
 
-# A generic plan, and no way to leave the indexes: on a table analysed at a bad moment the planner took a sequential scan
-# inside a nested loop, 6 times the CPU (docs/decisions/0001). tests/sql/test_plans.py holds it under hostile statistics.
+# A generic plan, and no way to leave the indexes: on a table analysed at a bad moment the planner took a sequential
+# scan inside a nested loop, 6 times the CPU (docs/decisions/0001). tests/sql/test_plans.py holds it under hostile
+# statistics.
 HOT_SETTINGS: Mapping[str, str] = {
     "plan_cache_mode": "force_generic_plan",
     "enable_seqscan": "off",
@@ -40,7 +42,7 @@ HOT_SETTINGS: Mapping[str, str] = {
 SETTINGS: Mapping[str, str] = {"application_name": "outrider", "timezone": "UTC", "jit": "off"}
 
 # Not our fault and not for ever: the connection is gone or the server is busy with itself. Everything else is a bug.
-_DOWN = (
+DOWN = (
     asyncpg.PostgresConnectionError,
     asyncpg.InterfaceError,
     asyncpg.InternalClientError,
@@ -54,6 +56,7 @@ _DOWN = (
     asyncpg.LockNotAvailableError,
     asyncpg.SerializationError,
     asyncpg.DeadlockDetectedError,
+    asyncpg.InvalidCachedStatementError,  # a migration has changed what a statement returns: prepare it again
     OSError,
     TimeoutError,
 )
@@ -66,8 +69,19 @@ _STILL_UP = (
 )
 
 
+_UNSTORABLE = re.compile("[\x00\ud800-\udfff]")  # what Postgres refuses in a text
+WORDS_MAX = 512  # characters of what somebody else says in one field
+
+
 class DatabaseDown(Exception):
     """Postgres cannot be asked at the moment; whether a write took effect is unknown. Ask again."""
+
+
+def storable(text: str | None) -> str | None:
+    """*text* as a table takes it: cut short, without what Postgres refuses."""
+    if text is None or (len(text) <= WORDS_MAX and text.isprintable()):
+        return text
+    return _UNSTORABLE.sub("\N{REPLACEMENT CHARACTER}", text[:WORDS_MAX])
 
 
 @cache
@@ -95,7 +109,7 @@ class Line:
             try:
                 await self._connect()
                 return await self._prepared[name].fetch(*arguments, timeout=STATEMENT_TIMEOUT_S)
-            except _DOWN as trouble:
+            except DOWN as trouble:
                 await self._failed(trouble)
                 raise DatabaseDown(f"{self.name}: {type(trouble).__name__}: {trouble}") from trouble
 
@@ -105,7 +119,7 @@ class Line:
             try:
                 connection = await self._connect()
                 return await connection.fetch(query, *arguments, timeout=STATEMENT_TIMEOUT_S)
-            except _DOWN as trouble:
+            except DOWN as trouble:
                 await self._failed(trouble)
                 raise DatabaseDown(f"{self.name}: {type(trouble).__name__}: {trouble}") from trouble
 
@@ -118,9 +132,8 @@ class Line:
     async def _connect(self) -> asyncpg.Connection[asyncpg.Record]:
         if self._connection is not None and not self._connection.is_closed():
             return self._connection
-        connection = await connect(self._dsn, self._settings)
+        self._connection = connection = await connect(self._dsn, self._settings)
         self._prepared = {name: await connection.prepare(statement(name)) for name in self._statements}
-        self._connection = connection
         self.up = True
         return connection
 
@@ -147,6 +160,14 @@ async def connect(dsn: str, settings: Mapping[str, str] = SETTINGS) -> asyncpg.C
     return connection
 
 
+async def dial(dsn: str) -> asyncpg.Connection[asyncpg.Record]:
+    """A connection of one's own, for once. Raises DatabaseDown."""
+    try:
+        return await connect(dsn)
+    except DOWN as trouble:
+        raise DatabaseDown(f"{type(trouble).__name__}: {trouble}") from trouble
+
+
 class Ear:
     """Listens for NOTIFY on a connection of its own; where it cannot, polling goes on without it."""
 
@@ -161,14 +182,16 @@ class Ear:
         while not stop.is_set():
             try:
                 connection = await connect(self._dsn)
-                lost = asyncio.Event()
-                connection.add_termination_listener(lambda _connection, lost=lost: lost.set())
-                await connection.add_listener("outrider", lambda *_notice: self._heard())
-                self._heard()
-                pause = RETRY_MIN_S
-                await first_of(lost, stop)
-                connection.terminate()
-            except _DOWN:
+                try:
+                    lost = asyncio.Event()
+                    connection.add_termination_listener(lambda _connection, lost=lost: lost.set())
+                    await connection.add_listener("outrider", lambda *_notice: self._heard())
+                    self._heard()
+                    pause = RETRY_MIN_S
+                    await first_of(lost, stop)
+                finally:
+                    connection.terminate()
+            except DOWN:
                 await sleep_unless(stop, pause)
                 pause = min(pause * 2, RETRY_MAX_S)
 

@@ -1,8 +1,8 @@
 """
 The engine: every part of a running daemon, wired once.
 
-What may be asked of it from outside is little: what to claim next (:meth:`Engine.wishes`), to open the database, to take
-up new settings, and how it is.
+What may be asked of it from outside is little: what to claim next (:meth:`Engine.wishes`), to open the database, to
+take up new settings, and how it is.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from aiolimiter import AsyncLimiter
 from daemon import __version__, identity, migrate
 from daemon.core.routing import Sender
 from daemon.courier import Courier
-from daemon.database import Line, connect
+from daemon.database import DOWN, DatabaseDown, Line, dial
 from daemon.desk import Desk
 from daemon.fleet import Fleet
 from daemon.inspector import STATEMENTS as INSPECTOR
@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from uuid import UUID
 
     from daemon.clock import Clock
+    from daemon.core.message import Message
     from daemon.gates import Gate
     from daemon.journal import Journal, Memory
     from daemon.observer import Observer
@@ -59,9 +60,17 @@ class Engine:
     """All the parts, and how they hang together."""
 
     def __init__(
-        self, settings: Settings, clock: Clock, *, dsn: str, journal: Journal, memory: Memory, owner: UUID, observer: Observer,
+        self,
+        settings: Settings,
+        clock: Clock,
+        *,
+        dsn: str,
+        journal: Journal,
+        memory: Memory,
+        owner: UUID,
+        observer: Observer,
         gates: Mapping[str, Gate],
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.settings = settings
         self.owner = owner
         self.started = clock.now()
@@ -69,80 +78,67 @@ class Engine:
         self._dsn = dsn
         self.journal = journal
         self._memory = memory
-        self.claims = Line("claims", dsn, statements=OUTBOX, hot=True)
-        self.settlements = Line("settlements", dsn, statements=LEDGER, hot=True)
-        self.receipts = Line("receipts", dsn, statements=("receive", "inbound"), hot=True)
-        self.chores = Line("chores", dsn, statements=(*LEASES, *RECOVERY, *SIGNALS, "announce"))
-        self.looks = Line("looks", dsn, statements=(*INSPECTOR, *JANITOR), hot=True)
+        self.claims, self.settlements, self.receipts, self.chores, self.looks = _lines(dsn)
         self.gates = gates
-        self.lanes = Lanes(tick=clock.tick)
-        self.desk = Desk(settings, clock, observer=observer)
-        self.router = Router(self.lanes, gates, desk=self.desk)
+        self.lanes = Lanes(tick=clock.tick, places={name: gate.places for name, gate in gates.items()})
+        self.desk = desk = Desk(settings, clock, observer=observer)
+        self.router = Router(self.lanes, gates, desk=desk)
         self.outbox = Outbox(
-            self.claims, owner=owner, wishes=self.wishes, fences=lambda: self.leases.held, deliver=lambda message: self.fleet.take(message),
-            observer=observer, in_hand_max=settings.daemon.in_hand, tick=clock.tick,
+            self.claims, owner=owner, wishes=self.wishes, fences=lambda: self.leases.held, deliver=self._deliver,
+            look_home=self.look_home, observer=observer, in_hand_max=settings.daemon.in_hand, tick=clock.tick,
         )  # fmt: skip
         self.ledger = Ledger(self.settlements, journal, self.outbox, owner=owner, observer=observer)
         self.recovery = Recovery(
-            self.chores,
-            self.ledger,
-            memory,
-            owner=owner,
-            now=clock.now,
-            provider_of=self.desk.provider_of,
-            tick=clock.tick,
-        )
-        exchange_s = max(gate.timeout_s for gate in gates.values())
+            self.chores, self.ledger, memory, owner=owner, now=desk.now, provider_of=desk.provider_of, tick=clock.tick
+        )  # fmt: skip
         self.leases = Leases(
-            self.chores,
-            owner=owner,
-            groups=self._groups,
-            reconcile=self.recovery.reconcile,
-            tick=clock.tick,
-            exchange_s=exchange_s,
-        )
-        self.desk.leases = self.leases
-        self.courier = Courier(self.desk, self.router, journal, self.ledger)
+            self.chores, owner=owner, groups=self._groups, reconcile=self.recovery.reconcile, tick=clock.tick,
+            exchange_s=max((gate.timeout_s for gate in gates.values()), default=0.0), in_hand=self.outbox.holds,
+        )  # fmt: skip
+        desk.leases = self.leases
+        self.courier = Courier(desk, self.router, journal, self.ledger)
         self.fleet = Fleet(self.courier, self.lanes)
-        self.signals = Signals(self.chores, self.desk, owner=owner, woken=self.outbox.wake, observer=observer)
-        self.inspector = Inspector(self.looks, self.outbox, self.desk, observer)
+        self.signals = Signals(self.chores, desk, owner=owner, woken=self.outbox.wake, observer=observer)
+        self.inspector = Inspector(self.looks, self.outbox, desk, observer)
         self.janitor = Janitor(
-            self.looks,
-            self.desk,
-            self.leases,
-            gates,
-            observer,
-            questions=AsyncLimiter(QUESTIONS, 1),
-            woken=self.outbox.wake,
+            self.looks, desk, self.leases, gates, observer, questions=AsyncLimiter(QUESTIONS, 1), woken=self.outbox.wake
         )
         self.book = ReceiptBook(self.receipts, observer)
         self.reload(settings)
+
+    def _deliver(self, message: Message) -> None:
+        self.fleet.take(message)
 
     def reload(self, settings: Settings) -> None:
         """Take up *settings*: debt and logs are kept, and judged by the new rates."""
         self.settings = settings
         self.desk.reload(settings)
         self.lanes.reload([_sender(sender) for sender in settings.senders])
-        self.router.pools = {
-            name: Pool(service.senders, sticky=service.sticky, default_region=service.default_region)
-            for name, service in settings.services.items()
-        }
+        self.router.reload(
+            {
+                name: Pool(service.senders, sticky=service.sticky, default_region=service.default_region)
+                for name, service in settings.services.items()
+            }
+        )
+        self._levels_published = False
         self.outbox.wake()
 
     async def open(self, *, embedded: bool) -> None:
         """Everything that must be true before the first claim. Raises DatabaseDown (ask again) or SchemaError."""
-        connection = await connect(self._dsn)
+        connection = await dial(self._dsn)
         try:
             if embedded:
                 await migrate.migrate(connection, report=lambda step: log.info("schema.migrated", step=step))
             else:
                 await migrate.check(connection)
+        except DOWN as trouble:
+            raise DatabaseDown(str(trouble)) from trouble
         finally:
-            await connection.close()
+            connection.terminate()
         await self.look_home()
         await self.announce()
-        await self._publish_levels()
         await self.signals.begin()
+        self.desk.warm()
         now = self._clock.tick()
         recent = [dispatch for dispatch in self._memory.dispatched.values() if now - DEBT_S < dispatch.tick <= now]
         self.lanes.remember(recent, full=self._memory.boot_id != self._clock.boot_id())
@@ -152,16 +148,24 @@ class Engine:
         """Is this our database, and not a copy of it? Raises DatabaseDown."""
         home = await identity.at_home(self.chores)
         if home.stranger != self.desk.held:
-            log.error("database.strange", reason=home.stranger) if home.stranger else log.info("database.confirmed")
+            if home.stranger:
+                log.error("database.strange", reason=home.stranger)
+            else:
+                log.info("database.confirmed")
+                await self.signals.begin()  # transaction numbers may have gone back
         self.desk.key, self.desk.held = home.token_key, home.stranger
 
     async def announce(self) -> None:
         """Tell other daemons, and whoever looks, that we are here. Raises DatabaseDown."""
-        await self.chores.fetch(
-            "announce", self.owner, socket.gethostname(), os.getpid(), __version__, datetime.fromtimestamp(self.started, UTC),
-            self.settings.digest(), sorted(self.settings.services), sorted(self.leases.held),
+        said = await self.chores.fetch(
+            "announce", self.owner, socket.gethostname(), os.getpid(), __version__,
+            datetime.fromtimestamp(self.started, UTC), self.settings.digest(), sorted(self.settings.services),
+            sorted(self.leases.held), list(self.leases.held), list(self.leases.held.values()),
         )  # fmt: skip
-        if self.leases.held and set(self.leases.held) >= set(self._groups()):
+        if not self._levels_published:
+            await self._publish_levels()
+        self.desk.skew_s = said[0]["now"] - self._clock.now()
+        if self.leases.held and not said[0]["unreconciled"]:
             self.journal.forget_old()
 
     async def opt_out(self, recipient: str) -> None:
@@ -186,7 +190,7 @@ class Engine:
         return [
             Wish(group.name, lane, level, min(room, BATCH))
             for group in self.settings.groups()
-            if group.name in self.leases.held
+            if self.leases.may_write(group.name)
             for lane, senders in self._lanes_of(group.services, group.senders)
             if (free := self._free(senders, now))
             for level in sorted(levels)
@@ -223,6 +227,17 @@ class Engine:
             " WHERE i.word = w.word AND i.level <> w.level",
             list(levels), list(levels.values()),
         )  # fmt: skip
+        self._levels_published = True
+
+
+def _lines(dsn: str) -> tuple[Line, ...]:
+    return (
+        Line("claims", dsn, statements=OUTBOX, hot=True),
+        Line("settlements", dsn, statements=LEDGER, hot=True),
+        Line("receipts", dsn, statements=("receive", "inbound"), hot=True),
+        Line("chores", dsn, statements=(*LEASES, *RECOVERY, *SIGNALS, "announce")),
+        Line("looks", dsn, statements=(*INSPECTOR, *JANITOR), hot=True),
+    )
 
 
 def _sender(sender: object) -> Sender:

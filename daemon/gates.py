@@ -6,9 +6,7 @@ What opens and closes a gate is decided in ``core/breaker.py``; here the state l
 
 from __future__ import annotations
 
-import asyncio
 import random
-from contextlib import asynccontextmanager, nullcontext
 from typing import TYPE_CHECKING
 
 import structlog
@@ -16,9 +14,10 @@ import structlog
 from daemon.core import breaker
 from daemon.core.breaker import Closed, Open, Permit, Sign, Temper
 from daemon.core.outcome import Accepted, Fault, Outcome, Rejected
+from daemon.lanes import Places
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import Callable
 
     from daemon.observer import Observer
     from daemon.provider import Dialect
@@ -28,9 +27,19 @@ log = structlog.get_logger()
 
 ACCOUNT_REST_S = 30.0  # how long a provider that refuses our account is left alone
 SLOW_MIN_S = 2.0  # an exchange is never called slow below this (facts: reliability 1.6)
-BULK_SHARE = 0.8  # of the connections, for levels 2 and 3
 NAP_S = 1.0  # how soon a message comes back that found the gate shut
 SLOW_FACTOR = 3.0  # slow: beyond this many times the usual
+
+
+class Flight:
+    """One exchange under way: what let it pass, since when, and whether it has been called slow already."""
+
+    __slots__ = ("called_slow", "permit", "since")
+
+    def __init__(self, permit: Permit, since: float) -> None:
+        self.permit = permit
+        self.since = since
+        self.called_slow = False
 
 
 class Gate:
@@ -49,9 +58,8 @@ class Gate:
         self.dialect = dialect
         self.transport = transport
         self.timeout_s = timeout_s
-        self.in_flight = 0
-        # Urgent messages find a connection although bulk waits for slow answers.
-        self._bulk = asyncio.Semaphore(max(1, int(connections * BULK_SHARE)))
+        self._flights: set[Flight] = set()
+        self.places = Places(connections)
         self._temper = Temper()
         self._breaker: breaker.Breaker = breaker.closed()
         self._tick = tick
@@ -75,41 +83,51 @@ class Gate:
             case _:
                 return "half_open"
 
-    @asynccontextmanager
-    async def connection(self, level: int) -> AsyncIterator[None]:
-        """A place on the wire for a message of *level*: bulk may take only a share of them."""
-        async with self._bulk if level > 1 else nullcontext():
-            self.in_flight += 1
-            try:
-                yield
-            finally:
-                self.in_flight -= 1
+    @property
+    def in_flight(self) -> int:
+        """Exchanges under way."""
+        return len(self._flights)
 
     def quota(self) -> int | None:
         """How many messages the provider may be given now; None: as many as there are."""
         return breaker.quota(self._breaker, now=self._tick(), temper=self._temper)
 
-    def knock(self, level: int) -> Permit | None:
+    def knock(self, level: int) -> Flight | None:
         """Ask to pass, for a message of *level*."""
         before = self.state
         self._breaker, permit = breaker.knock(
             self._breaker, level=level, now=self._tick(), temper=self._temper, roll=random.random()
         )
         self._tell(before)
-        return permit
+        if permit is None:
+            return None
+        flight = Flight(permit, self._tick())
+        self._flights.add(flight)
+        return flight
 
-    def unused(self, permit: Permit) -> None:
-        """It passed, but nothing was sent after all."""
-        self._breaker = breaker.learn(
-            self._breaker, permit, Sign.IRRELEVANT, now=self._tick(), temper=self._temper, roll=random.random()
-        )
+    def unused(self, flight: Flight) -> None:
+        """It passed, but nothing came of it. Nothing happens when something did."""
+        if flight in self._flights:
+            self._flights.discard(flight)
+            self._told(flight, Sign.IRRELEVANT)
 
-    def learn(self, permit: Permit, outcome: Outcome, took_s: float) -> None:
-        """What came of passing."""
-        before = self.state
-        sign = breaker.sign_of(outcome, took_s, max(SLOW_MIN_S, SLOW_FACTOR * self._usual_s))
-        now, roll = self._tick(), random.random()
-        self._breaker = breaker.learn(self._breaker, permit, sign, now=now, temper=self._temper, roll=roll)
+    def watch(self) -> None:
+        """Call slow what has been under way for too long: a provider that hangs must not have to end to be noticed."""
+        before, late = self.state, self._tick() - self._slow_s
+        for flight in self._flights:
+            if flight.since < late and not flight.called_slow:
+                flight.called_slow = True
+                self._told(flight, Sign.SLOW)
+        self._tell(before)
+
+    def learn(self, flight: Flight, outcome: Outcome) -> float:
+        """What came of passing; the seconds it took."""
+        before, now = self.state, self._tick()
+        self._flights.discard(flight)
+        took_s = now - flight.since
+        sign = breaker.sign_of(outcome, took_s, self._slow_s)
+        if not (flight.called_slow and sign in {Sign.GOOD, Sign.SLOW}):
+            self._told(flight, sign)
         match outcome:
             case Rejected(Fault.ACCOUNT, code, reason):
                 self.refused = f"{code}: {reason}"
@@ -119,6 +137,16 @@ class Gate:
                 # Climbs fast and sinks slowly, so it stays near the top of what is usual.
                 self._usual_s += (took_s - self._usual_s) * (0.2 if took_s > self._usual_s else 0.001)
         self._tell(before)
+        return took_s
+
+    @property
+    def _slow_s(self) -> float:
+        return max(SLOW_MIN_S, SLOW_FACTOR * self._usual_s)
+
+    def _told(self, flight: Flight, sign: Sign) -> None:
+        self._breaker = breaker.learn(
+            self._breaker, flight.permit, sign, now=self._tick(), temper=self._temper, roll=random.random()
+        )
 
     def _tell(self, before: str) -> None:
         if self.state != before:

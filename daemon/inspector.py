@@ -2,9 +2,9 @@
 The inspector: judges new rows ahead of the claims, so that a bad one ends with a reason within seconds however long the
 queue in front of it is.
 
-Three looks, each a few milliseconds: rows the intake has doubts about; rows in lanes that nobody serves; and the numbers
-of all other rows, the newest first, because a number can look right and not exist. What slips through (committed very
-late) is judged at its claim.
+Three looks, each a few milliseconds: rows the intake has doubts about; rows in lanes that nobody serves; and the
+numbers of all other rows, the newest first, because a number can look right and not exist. What slips through
+(committed very late) is judged at its claim.
 """
 
 from __future__ import annotations

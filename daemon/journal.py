@@ -1,13 +1,14 @@
 """
 The dispatch log: what may have left this machine, written just before it leaves.
 
-Local, append-only, memory-mapped: a record costs 0.5 µs and survives ``kill -9`` (the page cache does not die with us),
-though not a power cut, which the kernel's boot id in the header tells. After a crash only dispatches without a result are
-ambiguous. It also remembers how fast each sender spoke (pacing debt), and results that Postgres has not seen yet.
+Local, append-only, memory-mapped: a record costs 0.5 µs and survives ``kill -9`` (the page cache does not die with
+us), though not a power cut, which the kernel's boot id in the header tells. After a crash only dispatches without a
+result are ambiguous. It also remembers how fast each sender spoke (pacing debt), and results that Postgres has not
+seen yet.
 
-A record is ``crc32 | length | kind | payload``, its checksum written last: a record without one was cut short by a kill
-before anything left, and may only be the last. Any other damage is never read as "not sent": it makes every open attempt
-ambiguous.
+A record is ``crc32 | length | kind | payload``, its checksum written last: a record without one was cut short by a
+kill before anything left, and may only be the last. Any other damage is never read as "not sent": it makes every open
+attempt ambiguous.
 """
 
 from __future__ import annotations
@@ -27,9 +28,11 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
     from pathlib import Path
 
-FILE_BYTES = 32 << 20  # one file: about 190,000 messages; sparse until written
+FILE_BYTES = 8 << 20  # one file: about 47,000 messages; reserved on the disk when it is made
 RECORD_BYTES_MAX = 1024  # no record is longer, so more than this after the end is damage
 MAGIC = b"outrider dispatch log 1\n"
+_END = struct.Struct("<Q")  # after MAGIC: up to where records have been written, so that a missing tail is seen
+_BEGIN = len(MAGIC) + _END.size
 _HEAD = struct.Struct("<IHB")  # crc32 of all that follows, payload length, kind
 _DISPATCH = struct.Struct("<16sIHHd")  # id, attempt, sender index, segments, seconds on the boot clock
 _RESULT = struct.Struct("<16sI")  # id, attempt; then JSON
@@ -73,43 +76,45 @@ class Journal:
         self._lock = _lock(folder / "lock")
         self._map: mmap.mmap | None = None
         self._at = 0
-        self._number = 0
+        self._number = self._first = 0  # the present file; the first of this run
         self._senders: dict[str, int] = {}
         self._open: dict[int, int] = {}  # file number -> attempts dispatched there and not settled yet
         self._where: dict[tuple[UUID, int], int] = {}  # attempt -> file number
 
     def recall(self) -> Memory:
-        """Read what the last run left. Call before :meth:`open`."""
+        """Read what earlier runs left. Call before :meth:`open`."""
         memory = Memory()
         for path in self._files():
+            memory.boot_id = self._boot_id
             _read(path, memory)
+            if not self._boot_id or memory.boot_id != self._boot_id:
+                memory.damaged = True  # the machine went down: pages that were never written back may be missing
             self._number = max(self._number, _number(path))
-        if memory.boot_id and memory.boot_id != self._boot_id:
-            memory.damaged = True  # the machine went down: pages that were never written back may be missing
         return memory
 
     def open(self) -> None:
-        """Start a new file; older ones stay until :meth:`forget_before_now`."""
+        """Start a new file; older ones stay until :meth:`forget_old`. Raises OSError when the disk is full."""
         self._roll()
 
     def forget_old(self) -> None:
         """Remove the files of earlier runs, once everything they say has been reconciled."""
         for path in self._files():
-            if _number(path) < self._number and not self._open.get(_number(path)):
+            if _number(path) < self._first:
                 path.unlink()
 
     def dispatched(self, id: UUID, attempt: int, sender: str, segments: int, tick: float) -> None:
-        """Attempt *attempt* of message *id* is about to leave."""
+        """Attempt *attempt* of message *id* is about to leave. Raises OSError on a full disk: then it must not."""
         index = self._senders.get(sender)
         if index is None:
-            index = self._senders[sender] = len(self._senders)
+            index = len(self._senders)
             self._append(_SENDER, struct.pack("<H", index) + sender.encode())
+            self._senders[sender] = index
         self._append(_DISPATCHED, _DISPATCH.pack(id.bytes, attempt, index, segments, tick))
         self._where[id, attempt] = self._number
         self._open[self._number] = self._open.get(self._number, 0) + 1
 
     def answered(self, id: UUID, attempt: int, result: object) -> None:
-        """What became of it, as JSON; kept until :meth:`settled`, so that it is never sent again for want of a database."""
+        """What became of it, as JSON: kept until :meth:`settled`, lest it be sent again for want of a database."""
         said = orjson.dumps(result, default=str)  # asyncpg has a UUID of its own
         if len(said) > RECORD_BYTES_MAX - 64:
             said = orjson.dumps({**orjson.loads(said), "reason": "(too long for the dispatch log)"})
@@ -121,9 +126,12 @@ class Journal:
         if number is None:
             return
         self._open[number] -= 1
-        if not self._open[number] and number != self._number:
-            del self._open[number]
-            self._path(number).unlink(missing_ok=True)
+        if not self._open[number] and number < self._number - 1:
+            self._tidy()
+
+    def knows(self, id: UUID, attempt: int) -> bool:
+        """Whether that attempt was dispatched by this run and is not settled."""
+        return (id, attempt) in self._where
 
     @property
     def bytes_used(self) -> int:
@@ -146,25 +154,36 @@ class Journal:
         end = self._at + 4 + len(body)
         log[self._at + 4 : end] = body
         log[self._at : self._at + 4] = struct.pack("<I", _checksum(body))
+        log[len(MAGIC) : _BEGIN] = _END.pack(end)
         self._at = end
 
     def _roll(self) -> None:
-        self._number += 1
-        descriptor = os.open(self._path(self._number), os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        descriptor = os.open(self._path(self._number + 1), os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
-            os.truncate(descriptor, FILE_BYTES)
-            if self._map is not None:
-                self._map.close()
-            self._map = mmap.mmap(descriptor, FILE_BYTES)
+            # Reserved, not sparse: on a full disk this fails here, where it can be told, and not as a SIGBUS later.
+            os.posix_fallocate(descriptor, 0, FILE_BYTES)
+            fresh = mmap.mmap(descriptor, FILE_BYTES)
+        except OSError:
+            self._path(self._number + 1).unlink()
+            raise
         finally:
             os.close(descriptor)
-        self._map[: len(MAGIC)] = MAGIC
-        self._at = len(MAGIC)
+        if self._map is not None:
+            self._map.close()
+        self._map = fresh
+        self._number += 1
+        self._first = self._first or self._number
+        self._open.setdefault(self._number, 0)
+        fresh[: len(MAGIC)] = MAGIC
+        self._at = _BEGIN
         self._append(_IDENTITY, orjson.dumps({"boot_id": self._boot_id}))
         for sender, index in self._senders.items():
             self._append(_SENDER, struct.pack("<H", index) + sender.encode())
-        # A file whose last attempt was settled while it was the present one.
-        for number in [old for old, count in self._open.items() if not count and old != self._number]:
+        self._tidy()
+
+    def _tidy(self) -> None:
+        # The file before the present one stays, settled or not: it knows how fast senders spoke a moment ago.
+        for number in [old for old, count in self._open.items() if not count and old < self._number - 1]:
             del self._open[number]
             self._path(number).unlink(missing_ok=True)
 
@@ -191,7 +210,7 @@ def _lock(path: Path) -> int:
 
 def _read(path: Path, memory: Memory) -> None:
     log = path.read_bytes()
-    if not log.startswith(MAGIC):
+    if not log.startswith(MAGIC) or len(log) < _BEGIN:
         memory.damaged = memory.damaged or any(log)
         return
     senders: dict[int, str] = {}
@@ -214,7 +233,7 @@ def _read(path: Path, memory: Memory) -> None:
 
 def _records(log: bytes) -> Iterable[tuple[int, bytes] | None]:
     """Every valid record; a last None when what follows is neither untouched nor one record cut short."""
-    at = len(MAGIC)
+    at, (written,) = _BEGIN, _END.unpack_from(log, len(MAGIC))
     while at + _HEAD.size <= len(log):
         crc, length, kind = _HEAD.unpack_from(log, at)
         end = at + _HEAD.size + length
@@ -223,7 +242,7 @@ def _records(log: bytes) -> Iterable[tuple[int, bytes] | None]:
         yield kind, log[at + _HEAD.size : end]
         at = end
     rest = log[at:].rstrip(b"\0")
-    if rest[:4].strip(b"\0") or len(rest) > RECORD_BYTES_MAX:
+    if at < written or rest[:4].strip(b"\0") or len(rest) > RECORD_BYTES_MAX:
         yield None
 
 

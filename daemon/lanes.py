@@ -18,27 +18,59 @@ from daemon.core.pacing import Pace, Turns
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
-    from daemon.core.message import Message
     from daemon.core.routing import Sender
     from daemon.journal import Dispatch
 
 TIMER_MIN_S = 0.001  # uvloop counts whole milliseconds; armed with less the loop spins (73-90 % CPU)
 NEVER = float("inf")
 GRANTED_S = 0.005  # how many seconds of a sender's rate may be granted and not yet written
+BULK_SHARE = 0.8  # of a provider's connections, for levels 2 and 3
 HORIZON_S = 0.4  # how far ahead a lane fills its hands
 REFILL_SHARE = 0.2  # and from which share of that on: nibbling doubled the cost of a claim
 
 
-class Turn:
-    """A message's place in front of a sender. Give it back, or say that it left: one of the two, once."""
+class Places:
+    """
+    Room on the wire to one provider. Bulk may take only a share of it, and is not given its turn before there is some:
+    so urgent messages find a way although bulk waits for slow answers, in front of the same sender too.
+    """
 
-    __slots__ = ("_lane", "granted", "level", "segments")
+    __slots__ = ("_bulk", "_waiting")
+
+    def __init__(self, connections: int) -> None:
+        self._bulk = max(1, int(connections * BULK_SHARE))
+        self._waiting: deque[Lane] = deque()  # lanes whose bulk would go if there were room
+
+    def free(self, lane: Lane) -> bool:
+        """Whether bulk of *lane* may go; when not, the lane is looked at again as soon as there is room."""
+        if self._bulk <= 0 and lane not in self._waiting:
+            self._waiting.append(lane)
+        return self._bulk > 0
+
+    def take(self, level: int) -> None:
+        """Somebody of *level* goes."""
+        if level > 1:
+            self._bulk -= 1
+
+    def give(self, level: int) -> None:
+        """Somebody of *level* is back."""
+        if level > 1:
+            self._bulk += 1
+            while self._bulk > 0 and self._waiting:
+                self._waiting.popleft().look()
+
+
+class Turn:
+    """A message's place in front of a sender, and on the wire. Say when it left; give it back once, at the end."""
+
+    __slots__ = ("_lane", "granted", "level", "places", "segments")
 
     def __init__(self, lane: Lane, level: int, segments: int) -> None:
         self._lane = lane
         self.level = level
         self.segments = segments
         self.granted: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        self.places: Places | None = None  # where it has a place, once granted
 
     def left(self) -> None:
         """Its bytes are leaving now: this is the moment that counts."""
@@ -47,35 +79,54 @@ class Turn:
     def back(self) -> None:
         """It did not leave, or it has left and is over: its place is free."""
         self._lane.back(self)
+        places, self.places = self.places, None
+        if places is not None:
+            places.give(self.level)
 
 
 class Lane:
     """The queue in front of one sender."""
 
-    __slots__ = ("_granted", "_lanes", "_queues", "alarm_at", "pace", "sender", "turns", "waiting")
+    __slots__ = (
+        "_at_once", "_granted", "_lanes", "_places", "_queues", "alarm_at", "backlog", "free_at", "going", "pace", "sender", "turns", "waiting",
+    )  # fmt: skip
 
     def __init__(self, lanes: Lanes, sender: Sender) -> None:
         self._lanes = lanes
-        self.sender = sender
+        self._places: Places | None = None
         self.pace = Pace(sender.rate)
+        self.take_up(sender)
         self.turns = Turns()
         self._queues: tuple[deque[Turn], ...] = (deque(), deque(), deque())
         self.waiting = [0, 0, 0]  # segments that wait, by level
         self._granted: set[Turn] = set()  # told to go, not yet written
+        self.going = 0  # segments of those
+        self.backlog = 0  # segments in hand, waiting or about to leave
+        self.free_at = 0.0  # when all of them will have left: what routing compares
         self.alarm_at = NEVER  # its entry in the heap of Lanes
 
-    @property
-    def backlog(self) -> int:
-        """Segments in hand for this sender, waiting or about to leave."""
-        return sum(self.waiting) + sum(turn.segments for turn in self._granted)
+    def take_up(self, sender: Sender) -> None:
+        """Speak for *sender* as it is set now; debt stays, judged by the new rate."""
+        self.sender = sender
+        self.pace.rate = sender.rate
+        self._places = self._lanes.places.get(sender.provider)
+        self._at_once = max(1, int(sender.rate * GRANTED_S))
 
     def ahead_of(self, level: int) -> int:
         """Segments in hand that a newcomer of *level* would wait for."""
-        return sum(self.waiting[:level]) + sum(turn.segments for turn in self._granted)
+        return sum(self.waiting[:level]) + self.going
+
+    def reckon(self, now: float) -> None:
+        """Foretell when everything in hand will have left."""
+        self.free_at = self.pace.earliest(1, now) + self.backlog / self.sender.rate
 
     def wait_s(self, now: float) -> float:
-        """Seconds until everything in hand has left: what routing compares."""
-        return max(self.pace.earliest(1, now) - now, 0.0) + self.backlog / self.sender.rate
+        """Seconds until then."""
+        return max(self.free_at - now, 0.0)
+
+    def look(self) -> None:
+        """Something has changed: whose turn is it?"""
+        self._lanes.look_at(self)
 
     def join(self, level: int, segments: int) -> Turn:
         """Queue up."""
@@ -85,34 +136,42 @@ class Lane:
             return turn
         self._queues[level - 1].append(turn)
         self.waiting[level - 1] += segments
+        self.backlog += segments
         self._lanes.look_at(self)
         return turn
 
     def left(self, turn: Turn) -> None:
         """*turn*'s bytes leave at this very moment."""
         if turn in self._granted:
-            self._granted.discard(turn)
             now = self._lanes.tick()
             self.pace.take(turn.segments, now)
             self.turns.charge(turn.level, turn.segments, now)
+            self._gone(turn)
             self._lanes.look_at(self)
 
     def back(self, turn: Turn) -> None:
         """*turn* gives its place up, wherever it stands."""
         if turn in self._granted:
-            self._granted.discard(turn)
+            self._gone(turn)
             self._lanes.look_at(self)
         elif not turn.granted.done() or turn.granted.cancelled():
             queue = self._queues[turn.level - 1]
             if turn in queue:
                 queue.remove(turn)
                 self.waiting[turn.level - 1] -= turn.segments
+                self.backlog -= turn.segments
+
+    def _gone(self, turn: Turn) -> None:
+        self._granted.discard(turn)
+        self.going -= turn.segments
+        self.backlog -= turn.segments
 
     def release(self) -> None:
         """Nobody's turn comes any more: send everybody who waits away."""
         for queue in self._queues:
             while queue:
                 turn = queue.popleft()
+                self.backlog -= turn.segments
                 if not turn.granted.done():
                     turn.granted.set_result(False)
         self.waiting = [0, 0, 0]
@@ -123,31 +182,35 @@ class Lane:
             while (level := self._next_level(now)) and self._queues[level - 1][0].granted.cancelled():
                 gone = self._queues[level - 1].popleft()
                 self.waiting[level - 1] -= gone.segments
+                self.backlog -= gone.segments
             if not level or len(self._granted) >= self._at_once:
                 return None  # nobody, or left() looks again
             turn = self._queues[level - 1][0]
-            moment = self.pace.earliest(turn.segments + sum(one.segments for one in self._granted), now)
+            moment = self.pace.earliest(turn.segments + self.going, now)
             if moment > now:
                 return moment
             self._queues[level - 1].popleft()
             self.waiting[level - 1] -= turn.segments
             self._granted.add(turn)
+            self.going += turn.segments
+            if self._places is not None:
+                self._places.take(level)
+                turn.places = self._places
             turn.granted.set_result(True)
-
-    @property
-    def _at_once(self) -> int:
-        return max(1, int(self.sender.rate * GRANTED_S))
 
     def _next_level(self, now: float) -> int:
         first, second, third = (bool(queue) for queue in self._queues)
+        if (second or third) and self._places is not None and not self._places.free(self):
+            second = third = False
         return self.turns.choose((first, second, third), now) if first or second or third else 0
 
 
 class Lanes:
     """All senders of the groups this daemon holds, and the one timer."""
 
-    def __init__(self, *, tick: Callable[[], float]) -> None:
+    def __init__(self, *, tick: Callable[[], float], places: Mapping[str, Places] | None = None) -> None:
         self.tick = tick
+        self.places = places or {}  # by provider
         self._lanes: dict[str, Lane] = {}
         self._heap: list[tuple[float, int, Lane]] = []
         self._entry = 0
@@ -164,17 +227,18 @@ class Lanes:
         return list(self._lanes)
 
     def reload(self, senders: Sequence[Sender]) -> None:
-        """Take up a new set of senders; those that stay keep their debt, judged by their new rate."""
+        """
+        Take up a new set of senders. Those that stay keep their debt, judged by their new rate; who waits for one that
+        is gone is released.
+        """
         for sender in senders:
             lane = self._lanes.get(sender.address)
             if lane is None:
                 self._lanes[sender.address] = Lane(self, sender)
             elif lane.sender != sender:
-                lane.sender = sender
-                lane.pace.rate = sender.rate
+                lane.take_up(sender)
         for address in set(self._lanes) - {sender.address for sender in senders}:
-            if not self._lanes[address].backlog:
-                del self._lanes[address]
+            self._lanes.pop(address).release()
 
     def remember(self, dispatched: Iterable[Dispatch], *, full: bool) -> None:
         """Restore each sender's debt from the dispatch log; *full* where there is none to go by."""
@@ -186,6 +250,7 @@ class Lanes:
             lane.pace.restore(sorted(by_sender.get(address, [])))
             if full:
                 lane.pace.start_full(now)
+            lane.reckon(now)
 
     def room(self, senders: Iterable[str], level: int) -> int:
         """How many more messages of *level* these senders may take in hand; 0 below the share worth a claim."""
@@ -211,7 +276,9 @@ class Lanes:
 
     def look_at(self, lane: Lane) -> None:
         """Somebody joined or left *lane*: let go whoever may, and set the timer for the next."""
-        moment = lane.grant(self.tick())
+        now = self.tick()
+        moment = lane.grant(now)
+        lane.reckon(now)
         if moment is not None and moment < lane.alarm_at:
             self._entry += 1
             lane.alarm_at = moment

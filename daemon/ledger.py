@@ -9,20 +9,20 @@ back; after a crash the dispatch log tells them to the next run.
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Protocol
-from uuid import UUID
 
 import structlog
 
 from daemon.core.lifecycle import RANKS, WAITING, Status
 from daemon.core.outcome import Accepted, Outcome, Rejected, Throttled, Uncertain, Unreachable
 from daemon.core.verdict import Again, Doubt, Ended, Handed, Verdict
-from daemon.database import RETRY_MAX_S, RETRY_MIN_S, DatabaseDown, first_of
+from daemon.database import RETRY_MAX_S, RETRY_MIN_S, DatabaseDown, first_of, storable
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+    from uuid import UUID
 
     from asyncpg import Record
 
@@ -36,6 +36,7 @@ log = structlog.get_logger()
 BATCH = 500  # verdicts in one write
 GATHER_S = 0.005  # how long the first of a batch waits for company; 20 ms only added latency
 FIRST_LOOK_S = 5.0  # after so long a message in doubt is asked for (facts: reliability 2.5)
+SEGMENTS_MAX = 32_767  # what the column holds, whatever a provider claims
 STATEMENTS = ("settle", "giveback", "attempts", "late")
 
 
@@ -76,7 +77,7 @@ def word(message: Message, grp: str, verdict: Verdict, *, now: float, exchange: 
     match verdict:
         case Handed(outcome):
             said.status, said.rank = Status(outcome.status).value, RANKS[Status(outcome.status)]
-            said.reference, said.segments = outcome.reference, outcome.segments or message.segments
+            said.reference, said.segments = outcome.reference, min(outcome.segments or message.segments, SEGMENTS_MAX)
             said.sender = outcome.sender or said.sender
             said.reason = None if outcome.reference else "accepted, but the provider's answer was cut short"
         case Ended(status, reason, code):
@@ -85,6 +86,9 @@ def word(message: Message, grp: str, verdict: Verdict, *, now: float, exchange: 
             said.status, said.due_at, said.charge, said.reason = "ready", due_at, int(spent), reason
         case Doubt(reason):
             said.status, said.due_at, said.reason = "unknown", now + FIRST_LOOK_S, f"may have been sent: {reason}"
+    # A provider's words may hold what no table takes: one such word would hold up all others.
+    said.reference, said.sender, said.code = storable(said.reference), storable(said.sender), storable(said.code)
+    said.reason = storable(said.reason)
     return said
 
 
@@ -156,7 +160,12 @@ class Ledger:
     def put(self, said: Word) -> None:
         """Write *said* down: at once in the dispatch log when something was sent, soon in Postgres."""
         if said.provider is not None:
-            self._journal.answered(said.id, said.attempt, said)
+            try:
+                self._journal.answered(said.id, said.attempt, said)
+            except OSError as full:  # after a crash it would be in doubt; it need not be lost now
+                log.error("journal.failed", error=str(full))
+        if not self.pending:
+            self._observer.unwritten()
         self._words.append(said)
         self._some.set()
 
@@ -177,6 +186,7 @@ class Ledger:
                 pause = RETRY_MIN_S
             except DatabaseDown:
                 self._words[:0] = batch
+                self.writing = 0
                 await asyncio.sleep(pause)
                 pause = min(pause * 2, RETRY_MAX_S)
             finally:
@@ -226,8 +236,9 @@ class Ledger:
 
 
 def recalled(said: Mapping[str, object], id: UUID, grp: str) -> Word:
-    """A word the dispatch log kept."""
-    return Word(**{**said, "id": id, "grp": grp})  # type: ignore[arg-type]  # our own record, checksummed
+    """A word the dispatch log kept, perhaps in another version's words."""
+    known = {field.name: said[field.name] for field in fields(Word) if field.name in said}
+    return Word(**{**known, "id": id, "grp": grp})  # type: ignore[arg-type]  # our own record, checksummed
 
 
 def _ended(words: Sequence[Word]) -> list[list[object]]:

@@ -1,8 +1,8 @@
 """
 The observer: hears what happens, counts it for Prometheus, and can say at any moment how the daemon is.
 
-The engine tells it in passing (about a microsecond each); it answers for ``/healthz``, ``/readyz``, ``/metrics`` and the
-page without asking anybody. Nothing it keeps holds a number or a text.
+The engine tells it in passing (about a microsecond each); it answers for ``/healthz``, ``/readyz``, ``/metrics`` and
+the page without asking anybody. Nothing it keeps holds a number or a text.
 """
 
 from __future__ import annotations
@@ -71,6 +71,7 @@ class Observer:
         self._errors: dict[tuple[str, str], Window] = {}
         self._spreads = {stage: Spread() for stage in Stage}
         self._queue: tuple[Backlog, ...] = ()
+        self._in_doubt: int | None = None
         self._troubles: deque[Trouble] = deque(maxlen=TROUBLES)
         self._looked_at = self._written_at = clock.tick()
 
@@ -118,6 +119,10 @@ class Observer:
         else:
             self._errors.setdefault((exchange.provider, outcome), Window()).add(tick)
 
+    def unwritten(self) -> None:
+        """The first verdict waits for Postgres: from now on it may be late."""
+        self._written_at = self._clock.tick()
+
     def settled(self, status: str) -> None:
         """A verdict is in Postgres."""
         self._written_at = self._clock.tick()
@@ -147,9 +152,12 @@ class Observer:
         self._metrics.breaker_state(provider).set(_STATES.index(state))
         self.trouble(f"provider {provider}: its gate is {state}")
 
-    def heard(self, news: Sequence[News]) -> None:
-        """Receipts are committed."""
+    def heard(self, news: Sequence[News], delays: Sequence[tuple[str, float]]) -> None:
+        """Receipts are committed; *delays* are seconds since acceptance, of those that said something new."""
         tick = self._clock.tick()
+        for provider, delay_s in delays:
+            self._spreads[Stage.RECEIPT].add(tick, delay_s)
+            self._metrics.receipt_delay(provider).observe(delay_s)
         for one in news:
             status = one.receipt.status
             self._metrics.receipts(one.provider, status.value).inc()
@@ -160,7 +168,7 @@ class Observer:
 
     def callback(self, provider: str, kind: Kind, result: Result) -> None:
         """A callback ended as *result* (callbacks.Tally)."""
-        if result not in {"kept", "empty"}:
+        if result not in {"kept", "stray", "empty"}:
             self._metrics.callbacks_refused(provider, result).inc()
         if result == "forged":
             self.trouble(f"a callback in the name of {provider} had a bad signature")
@@ -178,6 +186,7 @@ class Observer:
             if row["oldest_due"] is not None:
                 age = max(now - row["oldest_due"].timestamp(), age or 0.0)
             waiting[row["lane"], row["level"]] = (many + row["messages"], age)
+        self._in_doubt = sum(row["messages"] for row in rows if row["state"] == "unknown")
         self._queue = tuple(
             Backlog(service=lane, level=level, messages=many, oldest_due_age_s=age)
             for (lane, level), (many, age) in sorted(waiting.items())
@@ -268,6 +277,7 @@ class Observer:
             history=History(sent=self._sent.series(tick, HISTORY_S), delivered=self._delivered.series(tick, HISTORY_S)),
             latency=tuple(found for found in latency if found is not None),
             queue=self._queue,
+            in_doubt=self._in_doubt,
             senders=tuple(self._sender(address, tick) for address in engine.lanes.addresses),
             providers=tuple(self._provider(name, tick) for name in engine.gates),
             groups=tuple(Held(group=group, epoch=epoch) for group, epoch in engine.leases.held.items()),

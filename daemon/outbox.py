@@ -2,9 +2,9 @@
 Takes messages from the queue: as many as their senders can use soon, the urgent ones first and by themselves.
 
 The claim is the durable intent (``sql/claim.sql``): it locks the rows and writes one record naming them, in one
-transaction. What is in hand is remembered here, so that no row is taken twice; a *mark* per lane and level, the due time
-up to which rows have been taken, keeps the claim from walking over what is gone. A sweep each second moves a mark back
-when something was committed late.
+transaction. What is in hand is remembered here, so that no row is taken twice; a *mark* per lane and level, the due
+time up to which rows have been taken, keeps the claim from walking over what is gone. A sweep each second moves a
+mark back when something was committed late.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from daemon.core.message import Message
 from daemon.database import RETRY_MAX_S, RETRY_MIN_S, DatabaseDown, first_of, sleep_unless
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Awaitable, Callable, Mapping, Sequence
     from uuid import UUID
 
     from asyncpg import Record
@@ -39,7 +39,8 @@ SWEEP_S = 1.0
 # wait for the sweep. Bulk is swept.
 URGENT_OVERLAP = timedelta(seconds=1)
 LONG_AGO = datetime(1970, 1, 1, tzinfo=UTC)
-STATEMENTS = ("claim", "sweep", "refuse")
+TIDY_S = 30.0  # how often claims are looked for that nobody holds: their COMMIT was lost, and came through
+STATEMENTS = ("claim", "sweep", "refuse", "disown")
 
 
 class Wish(NamedTuple):
@@ -54,6 +55,7 @@ class Wish(NamedTuple):
 class Held(NamedTuple):
     """A row in hand: enough to keep it from being taken twice."""
 
+    grp: str
     lane: str
     level: int
     due_at: datetime
@@ -73,6 +75,7 @@ class Outbox:
         wishes: Callable[[frozenset[int]], Sequence[Wish]],
         fences: Callable[[], Mapping[str, int]],
         deliver: Callable[[Message], None],
+        look_home: Callable[[], Awaitable[None]],
         observer: Observer,
         in_hand_max: int,
         tick: Callable[[], float],
@@ -82,12 +85,15 @@ class Outbox:
         self._wishes = wishes
         self.fences = fences
         self._deliver = deliver
+        self._look_home = look_home
         self._observer = observer
         self._in_hand_max = in_hand_max
         self._tick = tick
-        self._held: dict[UUID, Held] = {}
+        # By id and attempt: a row that came back may be taken again before the ledger has said so of the first time.
+        self._held: dict[tuple[UUID, int], Held] = {}
         self._claims: dict[UUID, int] = {}  # open claim -> rows of it still in hand
         self._marks: dict[tuple[str, int], datetime] = {}
+        self._rewound: dict[tuple[str, int], datetime] = {}  # while a claim was under way
         self._wake = asyncio.Event()
 
     @property
@@ -99,6 +105,10 @@ class Outbox:
         """The same, by level."""
         return Counter(held.level for held in self._held.values())
 
+    def holds(self, grp: str) -> bool:
+        """Whether anything of *grp* is in hand."""
+        return any(held.grp == grp for held in self._held.values())
+
     def wake(self) -> None:
         """There may be work: look now."""
         self._wake.set()
@@ -106,11 +116,14 @@ class Outbox:
     async def run(self, stop: asyncio.Event) -> None:
         """Take messages until *stop*."""
         loop = asyncio.get_running_loop()
-        pause, active_at, swept_at = RETRY_MIN_S, 0.0, loop.time()
+        pause, active_at, swept_at, tidy_at = RETRY_MIN_S, 0.0, loop.time(), loop.time() + TIDY_S
         while not stop.is_set():
             self._wake.clear()
             self._observer.looked()
             try:
+                if loop.time() >= tidy_at:
+                    await self._tidy()
+                    tidy_at = loop.time() + TIDY_S
                 taken = await self._take(frozenset({1}))
                 taken += await self._take(frozenset({2, 3}))
                 if loop.time() - swept_at >= SWEEP_S:
@@ -118,6 +131,7 @@ class Outbox:
                     swept_at = loop.time()
                 pause = RETRY_MIN_S
             except DatabaseDown:
+                tidy_at = 0.0
                 await sleep_unless(stop, pause)
                 pause = min(pause * 2, RETRY_MAX_S)
                 continue
@@ -140,6 +154,7 @@ class Outbox:
             return 0
         marks = [self._mark(wish) for wish in wishes]
         fences = self.fences()
+        self._rewound.clear()
         rows = await self._line.fetch(
             "claim", self._owner,
             [wish.grp for wish in wishes], [wish.lane for wish in wishes], [wish.level for wish in wishes],
@@ -149,6 +164,8 @@ class Outbox:
         tick = self._tick()
         for row in rows:
             self._hold(row)
+        for key, due_at in self._rewound.items():  # what became ready meanwhile, this claim may not have seen
+            self._marks[key] = min(self._marks.get(key, LONG_AGO), due_at)
         for row in rows:
             self._deliver(_message(row, tick))
         return len(rows)
@@ -160,11 +177,13 @@ class Outbox:
     def _beyond(self, wishes: Sequence[Wish], marks: Sequence[datetime]) -> list[UUID]:
         mark_of = {(wish.lane, wish.level): mark for wish, mark in zip(wishes, marks, strict=True)}
         never = datetime.max.replace(tzinfo=UTC)
-        return [id for id, held in self._held.items() if held.due_at >= mark_of.get((held.lane, held.level), never)]
+        return [
+            id for (id, _), held in self._held.items() if held.due_at >= mark_of.get((held.lane, held.level), never)
+        ]
 
     def _hold(self, row: Record) -> None:
         key = (row["lane"], row["level"])
-        self._held[row["id"]] = Held(*key, row["due_at"], row["claim"])
+        self._held[row["id"], row["attempts"] + 1] = Held(row["grp"], *key, row["due_at"], row["claim"])
         self._claims[row["claim"]] = self._claims.get(row["claim"], 0) + 1
         self._marks[key] = max(self._marks.get(key, LONG_AGO), row["due_at"])
 
@@ -172,10 +191,16 @@ class Outbox:
         marks = {key: mark for key, mark in self._marks.items() if mark > LONG_AGO}
         if not marks:
             return
-        held = [id for id, one in self._held.items() if one.due_at < marks.get((one.lane, one.level), LONG_AGO)]
+        held = [id for (id, _), one in self._held.items() if one.due_at < marks.get((one.lane, one.level), LONG_AGO)]
         lanes, levels = zip(*marks, strict=True)
         for row in await self._line.fetch("sweep", list(lanes), list(levels), list(marks.values()), held):
             self.rewind(row["lane"], row["level"], row["due_at"])
+
+    async def _tidy(self) -> None:
+        """After a lost connection: is the database still ours, and are there claims of ours that we know nothing of?"""
+        await self._look_home()
+        fences = self.fences()
+        await self._line.fetch("disown", self._owner, list(fences), list(fences.values()), list(self._claims))
 
     # What the ledger asks and tells (ledger.Hands).
 
@@ -183,7 +208,7 @@ class Outbox:
         """The claims that have nothing left in hand once *words* are written."""
         left: dict[UUID, int] = {}
         for said in words:
-            held = self._held.get(said.id)
+            held = self._held.get((said.id, said.attempt))
             if held is not None:
                 left[held.claim] = left.get(held.claim, self._claims[held.claim]) - 1
         return [claim for claim, count in left.items() if count == 0]
@@ -191,7 +216,7 @@ class Outbox:
     def released(self, words: Sequence[Word]) -> None:
         """*words* are written: out of hand, and perhaps room for more."""
         for said in words:
-            held = self._held.pop(said.id, None)
+            held = self._held.pop((said.id, said.attempt), None)
             if held is not None:
                 self._claims[held.claim] -= 1
                 if not self._claims[held.claim]:
@@ -202,12 +227,13 @@ class Outbox:
         if due_at < self._marks.get((lane, level), LONG_AGO):
             self._marks[lane, level] = due_at
             self.wake()
+        self._rewound[lane, level] = min(due_at, self._rewound.get((lane, level), due_at))
 
     async def refuse(
         self, ids: list[UUID], attempts: list[int], statuses: list[str], ranks: list[int], reasons: list[str]
     ) -> int:
         """End rows early, on the line that claims: what a claim in the making takes is never taken away from it."""
-        mine = [k for k, id in enumerate(ids) if id not in self._held]
+        mine = [k for k, id in enumerate(ids) if (id, attempts[k] + 1) not in self._held]
         columns = ([column[k] for k in mine] for column in (ids, attempts, statuses, ranks, reasons))
         return len(await self._line.fetch("refuse", *columns)) if mine else 0
 
@@ -244,4 +270,5 @@ def _message(row: Record, tick: float) -> Message:
         order_key=row["order_key"],
         on_ambiguous=row["on_ambiguous"],
         claimed_at=tick,
+        group=row["grp"],
     )

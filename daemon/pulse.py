@@ -1,4 +1,4 @@
-"""The pulse: once a second, is the loop alive and the work going on? Feeds systemd's watchdog, and only with progress."""
+"""The pulse: once a second, is the loop alive and the work going on? Feeds systemd's watchdog, only with progress."""
 
 from __future__ import annotations
 
@@ -33,6 +33,8 @@ class Pulse:
             self._observer.beat(lag_s=max(loop.time() - expected, 0.0))
             expected = loop.time() + BEAT_S
             self._engine.lanes.recover(BEAT_S)
+            for gate in self._engine.gates.values():
+                gate.watch()
             beats += 1
             if self._observer.health().progressing:
                 notify("WATCHDOG=1")

@@ -1,9 +1,9 @@
 """
 The receipt book: what providers tell us, committed together before anybody is answered.
 
-Each caller of :meth:`ReceiptBook.hear` waits until its own news is durable; all that arrive while one commit is under way
-go together into the next (group commit). Merging is the lattice's work (``core/receipt.py``, ``sql/receive.sql``), so
-nothing here depends on order or repetition.
+Each caller of :meth:`ReceiptBook.hear` waits until its own news is durable; all that arrive while one commit is under
+way go together into the next (group commit). Merging is the lattice's work (``core/receipt.py``,
+``sql/receive.sql``), so nothing here depends on order or repetition.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ PENDING_MAX = 20_000  # a burst of 5,000/s for 4 s; beyond it callers are told t
 
 @dataclass(frozen=True, slots=True)
 class News:
-    """One receipt, and whose it is: the token in the callback URL said so. id is None for one without a token of ours."""
+    """One receipt, and whose it is: the token in the callback URL said so. id is None without a token of ours."""
 
     id: UUID | None
     attempt: int | None
@@ -90,13 +90,13 @@ class ReceiptBook:
 
     async def _commit(self, batch: list[News], waiting: list[asyncio.Future[None]]) -> None:
         try:
-            await self._line.fetch("receive", *_columns(batch))
+            rows = await self._line.fetch("receive", *_columns(batch))
         except DatabaseDown as down:
             for done in waiting:
                 if not done.done():
                     done.set_exception(down)
         else:
-            self._observer.heard(batch)
+            self._observer.heard(batch, [(row["provider"], row["delay_s"]) for row in rows])
             for done in waiting:
                 if not done.done():
                     done.set_result(None)

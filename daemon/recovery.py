@@ -1,9 +1,10 @@
 """
 Recovery: what a daemon that is gone had in hand, judged before its group speaks again.
 
-An open claim names what was in hand; the dispatch log tells what may have left. Not dispatched: the row was never touched
-and is simply free again. Dispatched and answered, but not written back: the verdict is written now. Dispatched and not
-answered: in doubt. Without that daemon's own log (another machine's, a lost folder, a power cut) all of it is in doubt.
+An open claim names what was in hand; the dispatch log tells what may have left. Not dispatched: the row was never
+touched and is simply free again. Dispatched and answered, but not written back: the verdict is written now.
+Dispatched and not answered: in doubt. Without that daemon's own log (another machine's, a lost folder, a power cut)
+all of it is in doubt.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import structlog
 from daemon.ledger import FIRST_LOOK_S, Word, recalled
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable
     from uuid import UUID
 
     from asyncpg import Record
@@ -50,16 +51,20 @@ class Recovery:
         self._now = now
         self._tick = tick
         self._provider_of = provider_of
+        self._done: set[str] = set()  # groups reconciled by this run
         self.counts: dict[str, int] = {"free": 0, "answered": 0, "doubt": 0}
 
     async def reconcile(self, grp: str, epoch: int) -> None:
         """Judge what is open in *grp*, which we hold under *epoch*. Raises DatabaseDown, and may be run again."""
         rows = await self._line.fetch("open_claims", grp, epoch)
-        words = [said for row in rows if row["in_flight"] and (said := self._judge(row, grp)) is not None]
-        free = sum(row["in_flight"] for row in rows) - len(words)
+        # A row may stand in two claims: in one whose COMMIT we never heard of, and in the one that took it again.
+        open_rows = {row["id"]: row for row in rows if row["in_flight"]}
+        words = [said for row in open_rows.values() if (said := self._judge(row, grp)) is not None]
+        free = len(open_rows) - len(words)
         if words:
             await self._ledger.write(words, fence={grp: epoch})
         await self._line.ask("DELETE FROM outrider.claim WHERE grp = $1 AND epoch < $2", grp, epoch)
+        self._done.add(grp)
         self.counts["free"] += free
         if rows:
             log.warning(
@@ -68,7 +73,8 @@ class Recovery:
 
     def _judge(self, row: Record, grp: str) -> Word | None:
         key = (row["id"], row["attempt"])
-        ours = row["owner"] == self._owner
+        # What the log says of the last run; of a lease lost and taken again in this one it says nothing.
+        ours = row["owner"] == self._owner and grp not in self._done
         if ours and key in self._memory.answered:
             self.counts["answered"] += 1
             return recalled(self._memory.answered[key], row["id"], grp)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import TYPE_CHECKING
 
 import structlog
@@ -12,7 +13,7 @@ from daemon.core.outcome import Fault, Outcome, Rejected, Throttled
 from daemon.core.routing import Candidate, Choice, Sender, Unroutable
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from daemon.core.message import Message
     from daemon.desk import Desk
@@ -35,7 +36,6 @@ class Route:
 
     lane: Lane
     gate: Gate
-    why: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +52,9 @@ SENDER_REST_S = 30.0  # how long a sender is left alone that its provider refuse
 BLOCKED_S = 1.0  # how soon a message is tried again that found every gate shut
 
 
+_free_at = attrgetter("free_at")
+
+
 class Router:
     """Knows the senders, their lanes and gates."""
 
@@ -59,20 +62,54 @@ class Router:
         self._lanes = lanes
         self._gates = gates
         self._desk = desk
-        self.pools: Mapping[str, Pool] = {}
+        self._pools: Mapping[str, Pool] = {}
+        self._fitting: dict[tuple[str, str | None], list[Lane]] = {}  # by service and region: see _alike
         self.resting: dict[str, tuple[float, str]] = {}  # sender -> until when it refuses, and why
+
+    def reload(self, pools: Mapping[str, Pool]) -> None:
+        """Take up the services as they are now; their senders' lanes must be there."""
+        self._pools, self._fitting = pools, {}
 
     def choose(self, message: Message) -> Route | Blocked | Unroutable:
         """The route of *message*."""
+        region = self._desk.region(message)
+        pool = Pool((message.sender,)) if message.sender else self._pools[message.service]
+        if len(pool.senders) > 1 and not pool.sticky and not self._hindered():
+            alike = self._alike(message.service, region)
+            if alike:
+                lane = self._first_free(alike)
+                return Route(lane, self._gates[lane.sender.provider])
+        return self._weigh(pool, message, region)
+
+    def _first_free(self, alike: Sequence[Lane]) -> Lane:
+        """As ``routing.choose`` would: who is free, by address, else who will be first. 2 µs for 50, not 400."""
         now = self._desk.tick()
-        pool = Pool((message.sender,)) if message.sender else self.pools[message.service]
+        for lane in alike:
+            if not lane.backlog and lane.free_at <= now:
+                return lane
+        return min(alike, key=_free_at)
+
+    def _alike(self, service: str, region: str | None) -> list[Lane]:
+        """The lanes of *service* that suit *region* best, by address: always the same, so they are remembered."""
+        known = self._fitting.get((service, region))
+        if known is None:
+            senders = routing.fit([self._lanes[address].sender for address in self._pools[service].senders], region)
+            known = self._fitting[service, region] = [self._lanes[one] for one in sorted(one.address for one in senders)]
+        return known
+
+    def _hindered(self) -> bool:
+        """Whether any sender may be blocked: then all are looked at, one by one."""
+        if self.resting or any(gate.quota() == 0 for gate in self._gates.values()):
+            return True
+        return any(what.startswith(("sender:", "provider:")) for what in self._desk.pauses)
+
+    def _weigh(self, pool: Pool, message: Message, region: str | None) -> Route | Blocked | Unroutable:
+        now = self._desk.tick()
         candidates = [self._candidate(self._lanes[address], now) for address in pool.senders]
-        choice = routing.choose(
-            candidates, recipient=message.recipient, recipient_region=self._desk.region(message), sticky=pool.sticky
-        )
+        choice = routing.choose(candidates, recipient=message.recipient, recipient_region=region, sticky=pool.sticky)
         if isinstance(choice, Choice):
             lane = self._lanes[choice.sender.address]
-            return Route(lane, self._gates[choice.sender.provider], choice.why)
+            return Route(lane, self._gates[choice.sender.provider])
         blocked = [candidate.blocked for candidate in candidates if candidate.blocked]
         return Blocked(blocked[0], BLOCKED_S) if blocked else choice
 

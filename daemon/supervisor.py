@@ -1,8 +1,8 @@
 """
 Runs the services. A crash drains the others; only the deadline cancels.
 
-A bare TaskGroup would cancel thousands of half-sent requests because the metrics loop had a bug, and each would become a
-message in doubt.
+A bare TaskGroup would cancel thousands of half-sent requests because the metrics loop had a bug, and each would
+become a message in doubt.
 """
 
 from __future__ import annotations

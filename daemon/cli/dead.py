@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 BATCH = 500  # replays in one transaction
-STATUSES = ("dead", "failed", "undelivered", "suppressed")
+STATUSES = ("dead", "failed", "undelivered")
 
 app = typer.Typer(no_args_is_help=True, help="Messages that ended badly: list them, read one's story, send them again.")
 
@@ -46,7 +46,7 @@ def list_(
     config: ConfigOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """List what ended as dead, failed, undelivered or suppressed."""
+    """List what ended as dead, failed or undelivered."""
     after = time_of(since)
     with plain_words():
         rows = asyncio.run(_find(config, (list(STATUSES), reason, after, service, limit)))

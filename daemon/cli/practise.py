@@ -94,6 +94,8 @@ def simulate(
     It speaks Twilio's Messages API and writes to nobody. Point a provider of config.toml at it with
     `kind = "simulator"` and `base_url`.
     """
+    import uvloop
+
     from daemon.settings.model import TRIAL_ACCOUNT_SID, TRIAL_AUTH_TOKEN
     from daemon.simulator import FaultsError, Settings
 
@@ -109,7 +111,7 @@ def simulate(
     )
     with plain_words():
         try:
-            asyncio.run(_simulate(settings, seed))
+            uvloop.run(_simulate(settings, seed))
         except FaultsError as mistakes:
             raise Trouble(*str(mistakes).splitlines()) from mistakes
         except OSError as error:

@@ -21,7 +21,7 @@ DEAD = """
 SELECT u.updated_at, u.id, o.service, o.intent, u.status, u.code, u.reason, u.attempts, u.provider, u.sender,
        outrider.mask(o.recipient) AS recipient
   FROM outrider.outcome u JOIN outrider.outbox o ON o.id = u.id
- WHERE u.status IN ('dead', 'failed', 'undelivered', 'suppressed') AND u.status = ANY ($1::text[])
+ WHERE u.status IN ('dead', 'failed', 'undelivered') AND u.status = ANY ($1::text[])
    AND ($2::text IS NULL OR coalesce(u.reason, '') ILIKE $2 OR u.code = $2)
    AND ($3::timestamptz IS NULL OR u.updated_at >= $3)
    AND ($4::text IS NULL OR o.service = $4)

@@ -23,6 +23,7 @@ LENGTH_MAX = 64  # nobody formats a number longer than this
 SHORT_CODE_MAX = 6  # digits; nothing a person is reached at is shorter (E.164 subscriber numbers have 7 and more)
 PHONE_CHANNELS = frozenset({"sms", "whatsapp", "rcs"})
 CACHED = 65_536  # numbers remembered: reading one costs 60 to 100 µs
+AT_HAND = 4_096  # and answers of home(), each asked for several times within moments
 
 _KINDS = {
     value: name.lower() for name, value in vars(PhoneNumberType).items() if name.isupper() and isinstance(value, int)
@@ -94,18 +95,25 @@ def _judged(number: PhoneNumber, recipient: str) -> Address | Unreadable:
 
 
 def plausible(recipient: str) -> bool:
+    """Whether *recipient* is canonical E.164 and :func:`read` would accept it. Exact, and quick: see :func:`home`."""
+    return home(recipient) is not None
+
+
+@lru_cache(maxsize=AT_HAND)
+def home(recipient: str) -> str | None:
     """
-    Whether *recipient* is canonical E.164 and :func:`read` would accept it. Exact, and quick (1 µs, not 60 to 100).
+    The region of *recipient*, as :func:`read` would tell it, when it is canonical E.164: empty for a number of no country.
+    None when it is not, or when :func:`read` would refuse it. Exact, and quick (2 µs, not 60 to 100).
 
     The numbering plan of a calling code is compiled when it is first met (a few milliseconds; +1 takes 40).
     """
     if recipient[:1] != "+":
-        return False
+        return None
     for end in (2, 3, 4):  # calling codes have one to three digits, and none begins another
         plan = _PLANS.get(recipient[1:end])
         if plan is not None:
             return plan(recipient, end)
-    return False
+    return None
 
 
 def mask(recipient: str) -> str:
@@ -114,47 +122,51 @@ def mask(recipient: str) -> str:
     return f"{shown[:3]}{'*' * (len(shown) - 5)}{shown[-2:]}" if len(shown) > 7 else "*" * len(shown)
 
 
-def _plan(calling_code: int) -> Callable[[str, int], bool]:
-    """A function that says whether a string holds, from a position on, a valid national number of *calling_code*."""
+def _plan(calling_code: int) -> Callable[[str, int], str | None]:
+    """A function that says of which region a string holds, from a position on, a valid number of *calling_code*."""
 
     @cache
     def pattern() -> re.Pattern[str]:
         return _compiled(calling_code)
 
-    def fits(recipient: str, start: int) -> bool:
+    def home_of(recipient: str, start: int) -> str | None:
         match = pattern().fullmatch(recipient, start)
         if match is None:
-            return False
+            return None
         if match["prefixed"] is None:
-            return True
+            return "" if match.lastgroup == _NOWHERE else match.lastgroup
         # It begins like a national prefix. phonenumbers may strip that and read another number: ask.
         found = read(recipient, "sms")
-        return isinstance(found, Address) and found.e164 == recipient
+        return found.region or "" if isinstance(found, Address) and found.e164 == recipient else None
 
-    return fits
+    return home_of
 
 
-# "33" -> whether a string holds a valid French number from a position on.
+_NOWHERE = "nowhere"  # the group of a plan that belongs to no country
+# "33" -> of which region a string holds a valid number from a position on.
 _PLANS = {str(code): _plan(code) for code in phonenumbers.COUNTRY_CODE_TO_REGION_CODE}
 
 
 def _compiled(calling_code: int) -> re.Pattern[str]:
-    """The national numbers of *calling_code* that are valid and not premium-rate, and whether they look prefixed."""
-    plans = [
-        plan
+    """
+    The national numbers of *calling_code* that are valid and not premium-rate, each in a group named for its region, and
+    whether they look prefixed.
+    """
+    plans = {
+        region if region.isalpha() else _NOWHERE: plan
         for region in phonenumbers.COUNTRY_CODE_TO_REGION_CODE[calling_code]
         if (plan := PhoneMetadata.metadata_for_region_or_calling_code(calling_code, region)) is not None
-    ]
+    }
     # As phonenumbers does: the first region whose leading digits fit, or (having none) whose plan fits, decides.
     choices, claimed = [], ""
-    for plan in plans:
+    for region, plan in plans.items():
         if len(plans) > 1 and plan.leading_digits is not None:
-            choices.append(f"{claimed}(?={plan.leading_digits})(?:{_valid(plan)})")
+            choices.append(f"{claimed}(?={plan.leading_digits})(?P<{region}>{_valid(plan)})")
             claimed += f"(?!{plan.leading_digits})"
         else:
-            choices.append(f"{claimed}(?:{_valid(plan)})")
+            choices.append(f"{claimed}(?P<{region}>{_valid(plan)})")
             claimed += f"(?!{_premium(plan)})"
-    prefix = plans[0].national_prefix_for_parsing or r"(?!)"
+    prefix = next(iter(plans.values())).national_prefix_for_parsing or r"(?!)"
     return re.compile(f"(?P<prefixed>(?={prefix}))?(?:{'|'.join(choices)})", re.ASCII)
 
 

@@ -1,8 +1,9 @@
 """
 Doubt: when to look for evidence again, and when and how to decide without any.
 
-Evidence first (facts: reliability 2.5): a receipt with our token, then the provider's own list, which lags, so that one
-empty answer proves nothing and two a minute apart are taken for "not sent". Only then the policy of the message's intent.
+Evidence first (facts: reliability 2.5): a receipt with our token, then the provider's own list, which lags, so that
+one empty answer proves nothing and two a minute apart are taken for "not sent". Only then the policy of the message's
+intent.
 """
 
 from __future__ import annotations

@@ -54,13 +54,13 @@ STEPS: Mapping[Status, frozenset[Status]] = {
     S.EXPIRED: frozenset({S.ACCEPTED, S.SENT, S.DELIVERED, S.READ, S.UNDELIVERED, S.FAILED}),
     S.DEAD: frozenset({S.ACCEPTED, S.SENT, S.DELIVERED, S.READ, S.UNDELIVERED, S.FAILED, S.QUEUED}),
     S.CANCELED: frozenset({S.ACCEPTED, S.SENT, S.DELIVERED, S.READ, S.UNDELIVERED, S.FAILED}),
-    S.SUPPRESSED: frozenset({S.ACCEPTED, S.SENT, S.DELIVERED, S.READ, S.UNDELIVERED, S.FAILED, S.QUEUED}),
+    S.SUPPRESSED: frozenset({S.ACCEPTED, S.SENT, S.DELIVERED, S.READ, S.UNDELIVERED, S.FAILED}),
 }
 
 OPEN = frozenset({S.QUEUED, S.SENDING, S.UNKNOWN})  # these live in the queue table
 WAITING = frozenset({S.ACCEPTED, S.SENT})  # a provider has it, the last word is not in
 FINAL = frozenset(S) - OPEN - WAITING
-REPLAYABLE = frozenset({S.UNDELIVERED, S.FAILED, S.SUPPRESSED, S.DEAD})
+REPLAYABLE = frozenset({S.UNDELIVERED, S.FAILED, S.DEAD})
 
 # How much a word weighs when two are heard of the same message, in whatever order: the heavier stays. Our own endings
 # weigh nothing against a provider's yes: what was accepted after all must show (facts: reliability, 2.2).

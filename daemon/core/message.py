@@ -96,6 +96,7 @@ class Message:
     order_key: str | None
     on_ambiguous: str | None
     claimed_at: float = 0.0  # on the daemon's steady clock
+    group: str = ""  # under whose lease it was taken: its verdict is fenced by that, whatever a reload says
     text: str = ""  # what is sent: the body, or the filled template
     segments: int = 1  # what it costs a sender, counted by core.segments
 

@@ -13,7 +13,6 @@ import math
 from dataclasses import dataclass
 from functools import cache
 from hashlib import blake2b
-from operator import attrgetter
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -76,32 +75,33 @@ def choose(
         if only.blocked is not None:
             return Unroutable(f"{only.sender.address}: {only.blocked}")
         return Choice(only.sender, "the only sender")
-    best, tier = _UNFIT, []
-    kind, country, rank = "", None, _UNFIT
-    for candidate in candidates:
-        if candidate.blocked is None:
-            sender = candidate.sender
-            if sender.kind != kind or sender.country != country:  # most pools are of one sort
-                kind, country = sender.kind, sender.country
-                rank = _rank(kind, country, recipient_region)
-            if rank < best:
-                best, tier = rank, [candidate]
-            elif rank == best:
-                tier.append(candidate)
-    if best == _UNFIT or not tier:
+    free = [candidate for candidate in candidates if candidate.blocked is None]
+    alike = fit([candidate.sender for candidate in free], recipient_region)
+    if not alike:
         return Unroutable(_hindrance(candidates, recipient_region))
     if sticky:
-        chosen = _sticky([candidate.sender for candidate in tier], recipient)
-        return Choice(chosen, f"always this {chosen.kind} for this recipient, of {len(tier)} alike")
-    # Sorted by wait first: only where two wait alike is the address looked at.
-    shortest = min(map(_wait, tier))
-    chosen = min((candidate.sender for candidate in tier if candidate.wait_s == shortest), key=_address)
-    where = "home" if best < 10 else "US" if best < 20 else "foreign"
-    return Choice(chosen, f"{where} {chosen.kind}, free in {shortest:.1f} s, the least of {len(tier)} alike")
+        chosen = _sticky(alike, recipient)
+        return Choice(chosen, f"always this {chosen.kind} for this recipient, of {len(alike)} alike")
+    waits = {candidate.sender.address: candidate.wait_s for candidate in free}
+    chosen = min(alike, key=lambda sender: (waits[sender.address], sender.address))
+    rank = _rank(chosen.kind, chosen.country, recipient_region)
+    where = "home" if rank < 10 else "US" if rank < 20 else "foreign"
+    return Choice(chosen, f"{where} {chosen.kind}, free in {waits[chosen.address]:.1f} s, the least of {len(alike)} alike")
 
 
-_wait = attrgetter("wait_s")
-_address = attrgetter("address")
+def fit(senders: Iterable[Sender], region: str | None) -> list[Sender]:
+    """Those of *senders* that suit a recipient in *region* best, all of them alike; none when none can reach it."""
+    best, alike = _UNFIT, []
+    kind, country, rank = "", None, _UNFIT
+    for sender in senders:
+        if sender.kind != kind or sender.country != country:  # most pools are of one sort
+            kind, country = sender.kind, sender.country
+            rank = _rank(kind, country, region)
+        if rank < best:
+            best, alike = rank, [sender]
+        elif rank == best < _UNFIT:
+            alike.append(sender)
+    return alike
 
 
 @cache

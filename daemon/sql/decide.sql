@@ -9,10 +9,17 @@ WITH word AS (
     RETURNING q.id
 ), gone AS (
     DELETE FROM outrider.queue q USING word WHERE q.id = word.id AND $3 <> 'ready'
-    RETURNING q.id
+    RETURNING q.id, q.lane, q.order_key
 ), told AS (
     INSERT INTO outrider.outcome (id, status, rank, attempts, reason)
     SELECT id, $3, $4, $2, $5 FROM gone
         ON CONFLICT (id) DO NOTHING
+), freed AS (
+    UPDATE outrider.queue q SET state = 'ready', reason = NULL
+      FROM (SELECT DISTINCT lane, order_key FROM gone WHERE order_key IS NOT NULL) AS k
+     CROSS JOIN LATERAL (SELECT e.id FROM outrider.queue e
+                          WHERE e.lane = k.lane AND e.order_key = k.order_key AND e.id NOT IN (SELECT id FROM gone)
+                          ORDER BY e.seq LIMIT 1) AS next
+     WHERE q.id = next.id AND q.state = 'behind'
 )
 SELECT id FROM again UNION ALL SELECT id FROM gone

@@ -14,7 +14,9 @@ SELECT p.id, p.lane, p.level, p.attempts, p.spent, a.provider, a.sender, a.segme
        o.tenant, o.recipient, o.service, o.body, o.template, o.variables::text AS variables, o.intent, o.on_ambiguous,
        o.media, least(greatest(o.send_at, o.created_at), '9900-01-01Z') AS first_due,
        outrider.useless_at(o.created_at, o.send_at, o.validity, o.expires_at) AS useless_at,
-       u.status AS heard
+       -- A receipt may have come while it was still in flight. One that is not final stands in receipt alone.
+       coalesce(u.status, (SELECT 'accepted' FROM outrider.receipt r
+                            WHERE r.id = p.id AND r.attempt = p.attempts LIMIT 1)) AS heard
   FROM pushed p
   JOIN outrider.outbox o ON o.id = p.id
   LEFT JOIN outrider.attempt a ON a.id = p.id AND a.attempt = p.attempts AND a.kind = 'exchange'

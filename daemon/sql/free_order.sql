@@ -1,17 +1,26 @@
 -- Free rows that wait behind nobody: their predecessor was settled while their own transaction was still open. And skip
--- a head that has held its successors for longer than it may: they go on, flagged.
+-- a head that has been in trouble for longer than it may hold its successors: they go on, flagged. A head that merely
+-- waits its turn is not skipped, however long the queue is.
 --   $1 limit integer, $2 hold double precision   seconds
-WITH stuck AS (
-    SELECT q.id, h.seq AS held_by
-      FROM outrider.queue q
-      LEFT JOIN LATERAL (SELECT e.seq, e.due_at, e.state FROM outrider.queue e
-                          WHERE e.lane = q.lane AND e.order_key = q.order_key AND e.seq < q.seq
+-- Looks at the oldest and the newest rows alone, 4 x $1 of each: all of a long queue, twice a second, would take more time
+-- than sending it. A row in between comes to be among the oldest by the time its turn would come.
+WITH some AS MATERIALIZED (
+    (SELECT q.id, q.lane, q.order_key, q.seq FROM outrider.queue q
+      WHERE q.state = 'behind' ORDER BY q.due_at LIMIT 4 * $1)
+    UNION
+    (SELECT q.id, q.lane, q.order_key, q.seq FROM outrider.queue q
+      WHERE q.state = 'behind' ORDER BY q.due_at DESC LIMIT 4 * $1)
+), stuck AS (
+    SELECT s.id, h.id AS held_by
+      FROM some s
+      LEFT JOIN LATERAL (SELECT e.id FROM outrider.queue e
+                          WHERE e.lane = s.lane AND e.order_key = s.order_key AND e.seq < s.seq
                           ORDER BY e.seq DESC LIMIT 1) AS h ON true
-     WHERE q.state = 'behind'
-       AND (h.seq IS NULL OR q.due_at < now() - make_interval(secs => $2))
-     ORDER BY q.due_at LIMIT $1
+     WHERE h.id IS NULL
+        OR EXISTS (SELECT FROM outrider.attempt a WHERE a.id = h.id AND a.at < now() - make_interval(secs => $2))
+     LIMIT $1
 )
 UPDATE outrider.queue q
-   SET state = 'ready', reason = CASE WHEN stuck.held_by IS NULL THEN NULL ELSE 'skipped a predecessor held too long' END
+   SET state = 'ready', reason = CASE WHEN stuck.held_by IS NOT NULL THEN 'skipped a predecessor held too long' END
   FROM stuck WHERE q.id = stuck.id AND q.state = 'behind'
 RETURNING q.id

@@ -9,14 +9,15 @@ WITH word AS MATERIALIZED (
 ), gone AS (
     DELETE FROM outrider.queue q USING word w
      WHERE q.id = w.id
-       AND NOT EXISTS (SELECT FROM outrider.in_flight f WHERE f.id = q.id AND f.attempt = q.attempts + 1 AND q.state = 'ready')
+       AND (q.state <> 'ready' OR (q.id, q.attempts + 1) NOT IN (SELECT f.id, f.attempt FROM outrider.in_flight f))
     RETURNING q.id, q.lane, q.order_key
 ), freed AS (
     UPDATE outrider.queue q SET state = 'ready', reason = NULL
-      FROM gone g
-     WHERE g.order_key IS NOT NULL AND q.lane = g.lane AND q.order_key = g.order_key AND q.state = 'behind'
-       AND q.seq = (SELECT min(e.seq) FROM outrider.queue e
-                     WHERE e.lane = g.lane AND e.order_key = g.order_key AND e.id <> ALL ($1::uuid[]))
+      FROM (SELECT DISTINCT lane, order_key FROM gone WHERE order_key IS NOT NULL) AS k
+     CROSS JOIN LATERAL (SELECT e.id FROM outrider.queue e
+                          WHERE e.lane = k.lane AND e.order_key = k.order_key AND e.id NOT IN (SELECT id FROM gone)
+                          ORDER BY e.seq LIMIT 1) AS next
+     WHERE q.id = next.id AND q.state = 'behind'
 )
 INSERT INTO outrider.outcome AS o (id, status, rank, attempts, segments, provider, sender, reference, accepted_at)
 SELECT id, status, rank, attempt, segments, provider, sender, reference, accepted_at FROM word

@@ -2,7 +2,7 @@
 -- The merge is the lattice of core/receipt.py: heavier rank wins, a tie goes to the alphabetically first word.
 --   $1 ids uuid[], $2 attempts integer[], $3 providers text[], $4 references text[], $5 statuses text[],
 --   $6 ranks smallint[], $7 codes text[], $8 reasons text[], $9 final boolean[]
--- Returns what ended a doubt: id, attempt.
+-- Returns what it took out of the queue: id, attempt.
 WITH news AS MATERIALIZED (
     SELECT * FROM unnest($1::uuid[], $2::integer[], $3::text[], $4::text[], $5::text[], $6::smallint[], $7::text[],
                          $8::text[], $9::boolean[])
@@ -11,33 +11,46 @@ WITH news AS MATERIALIZED (
     INSERT INTO outrider.receipt (id, attempt, provider, reference, status, code, reason)
     SELECT id, attempt, provider, reference, status, code, reason FROM news
 ), best AS MATERIALIZED (
-    SELECT DISTINCT ON (id) * FROM news WHERE id IS NOT NULL ORDER BY id, rank DESC, status, code DESC NULLS LAST
+    SELECT DISTINCT ON (n.id) n.*
+      FROM news n LEFT JOIN outrider.queue q ON q.id = n.id
+     WHERE n.id IS NOT NULL
+       -- That it arrived (rank 50 and more) is true whatever we did since. Less than that says nothing about a later
+       -- attempt: an old receipt, told again, must not end a message that was sent again or replayed.
+       AND CASE WHEN n.rank >= 50 THEN true
+                WHEN q.id IS NULL THEN n.final
+                WHEN q.state = 'unknown' THEN n.attempt >= q.attempts
+                ELSE n.final AND n.attempt > q.attempts END
+     ORDER BY n.id, n.rank >= 50 DESC, n.attempt DESC, n.rank DESC, n.status COLLATE "C",
+              coalesce(n.code, '') COLLATE "C" DESC
 ), told AS (
     INSERT INTO outrider.outcome AS o (id, status, rank, attempts, provider, reference, code, reason, accepted_at)
-    SELECT b.id, b.status, b.rank, b.attempt, b.provider, b.reference, b.code, b.reason, clock_timestamp()
-      FROM best b
-     WHERE b.final OR EXISTS (SELECT FROM outrider.queue q WHERE q.id = b.id AND q.state = 'unknown')
+    SELECT id, status, rank, coalesce(attempt, 0), provider, reference, code, reason, clock_timestamp() FROM best
     ON CONFLICT (id) DO UPDATE
        SET status = excluded.status, rank = excluded.rank, code = excluded.code, reason = excluded.reason,
            reference = coalesce(o.reference, excluded.reference), provider = coalesce(o.provider, excluded.provider),
            accepted_at = coalesce(o.accepted_at, excluded.accepted_at), updated_at = clock_timestamp()
-     WHERE excluded.rank > o.rank
-        OR (excluded.rank = o.rank AND (excluded.status < o.status
-            OR (excluded.status = o.status AND coalesce(excluded.code, '') > coalesce(o.code, ''))))
+     WHERE (excluded.rank >= 50 OR excluded.attempts >= o.attempts)
+       AND (excluded.rank > o.rank
+            OR (excluded.rank = o.rank
+                AND (excluded.status COLLATE "C" < o.status
+                     OR (excluded.status = o.status
+                         AND coalesce(excluded.code, '') COLLATE "C" > coalesce(o.code, '')))))
 ), resolved AS (
+    -- What is in flight stays until its own verdict is written.
     DELETE FROM outrider.queue q USING best b
-     WHERE q.id = b.id AND q.state = 'unknown'
-    RETURNING q.id, b.attempt, q.lane, q.order_key
+     WHERE q.id = b.id
+       AND (q.state <> 'ready' OR (q.id, q.attempts + 1) NOT IN (SELECT f.id, f.attempt FROM outrider.in_flight f))
+    RETURNING q.id, b.attempt, b.provider, b.reference, q.lane, q.order_key
 ), freed AS (
     UPDATE outrider.queue q SET state = 'ready', reason = NULL
-      FROM resolved g
-     WHERE g.order_key IS NOT NULL AND q.lane = g.lane AND q.order_key = g.order_key AND q.state = 'behind'
-       AND q.seq = (SELECT min(e.seq) FROM outrider.queue e
-                     WHERE e.lane = g.lane AND e.order_key = g.order_key AND e.id <> ALL ($1::uuid[]))
+      FROM (SELECT DISTINCT lane, order_key FROM resolved WHERE order_key IS NOT NULL) AS k
+     CROSS JOIN LATERAL (SELECT e.id FROM outrider.queue e
+                          WHERE e.lane = k.lane AND e.order_key = k.order_key AND e.id NOT IN (SELECT id FROM resolved)
+                          ORDER BY e.seq LIMIT 1) AS next
+     WHERE q.id = next.id AND q.state = 'behind'
 ), story AS (
     INSERT INTO outrider.attempt (id, attempt, kind, provider, outcome, reason, reference)
-    SELECT r.id, r.attempt, 'evidence', b.provider, 'accepted', 'a receipt came', b.reference
-      FROM resolved r JOIN best b USING (id)
+    SELECT id, attempt, 'evidence', provider, 'accepted', 'a receipt came', reference FROM resolved
         ON CONFLICT (id, attempt, kind) DO NOTHING
 )
 SELECT id, attempt FROM resolved

@@ -21,12 +21,11 @@ WITH fence AS MATERIALIZED (
 ), gone AS (
     DELETE FROM outrider.queue q USING word w
      WHERE q.id = w.id AND q.attempts = w.attempt - 1
-    RETURNING q.id, q.lane, q.order_key, q.seq
+    RETURNING w.*, q.lane, q.order_key
 ), told AS (
     INSERT INTO outrider.outcome AS o (id, status, rank, attempts, segments, provider, sender, reference, code, reason,
                                        accepted_at)
-    SELECT w.id, w.status, w.rank, w.attempt, w.segments, w.provider, w.sender, w.reference, w.code, w.reason, w.accepted_at
-      FROM word w JOIN gone USING (id)
+    SELECT id, status, rank, attempt, segments, provider, sender, reference, code, reason, accepted_at FROM gone
     -- A receipt may have come before our own answer: the heavier word stays, the facts of the exchange are filled in.
     ON CONFLICT (id) DO UPDATE
        SET status = CASE WHEN excluded.rank > o.rank THEN excluded.status ELSE o.status END,
@@ -39,13 +38,15 @@ WITH fence AS MATERIALIZED (
            accepted_at = coalesce(excluded.accepted_at, o.accepted_at)
 ), freed AS (
     UPDATE outrider.queue q SET state = 'ready', reason = NULL
-      FROM gone g
-     WHERE g.order_key IS NOT NULL AND q.lane = g.lane AND q.order_key = g.order_key AND q.state = 'behind'
-       AND q.seq = (SELECT min(e.seq) FROM outrider.queue e
-                     WHERE e.lane = g.lane AND e.order_key = g.order_key AND e.id <> ALL ($5::uuid[]))
+      FROM (SELECT DISTINCT lane, order_key FROM gone WHERE order_key IS NOT NULL) AS k
+     CROSS JOIN LATERAL (SELECT e.id FROM outrider.queue e
+                          WHERE e.lane = k.lane AND e.order_key = k.order_key AND e.id NOT IN (SELECT id FROM gone)
+                          ORDER BY e.seq LIMIT 1) AS next
+     WHERE q.id = next.id AND q.state = 'behind'
     RETURNING q.lane, q.level, q.due_at
 ), closed AS (
-    DELETE FROM outrider.claim WHERE id = ANY ($16::uuid[]) AND owner = $1
+    -- Fenced too: what a lost lease left open is for its next holder to judge.
+    DELETE FROM outrider.claim c USING fence f WHERE c.id = ANY ($16::uuid[]) AND c.owner = $1 AND c.grp = f.grp
 )
 SELECT id, NULL AS lane, NULL::smallint AS level, NULL::timestamptz AS due_at FROM gone
 UNION ALL

@@ -21,7 +21,7 @@ import aiohttp
 import asyncpg
 
 from daemon.core.token import unseal
-from daemon.simulator import AUTH_TOKEN, ACCOUNT_SID, Faults, Settings, Simulator
+from daemon.simulator import ACCOUNT_SID, AUTH_TOKEN, Faults, Settings, Simulator
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping, Sequence

@@ -6,6 +6,7 @@ import asyncio
 import random
 from typing import TYPE_CHECKING
 
+import orjson
 import pytest
 
 from daemon.simulator import Faults
@@ -24,25 +25,30 @@ CAST = Cast(
     services={"otp": [f"+1555010{number:04}" for number in range(10)]},
     timeout_s=5.0,
 )
+AMBIGUOUS = "SELECT count(DISTINCT id) FROM outrider.attempt WHERE kind = 'exchange' AND outcome = 'uncertain'"
 WIRE = {"latency": {"kind": "uniform", "from_ms": 20, "to_ms": 150}, "receipts": {"enabled": False}}
 TOLD = WIRE | {"receipts": {"sent": {"kind": "fixed", "ms": 300}, "final": {"kind": "fixed", "ms": 300}}}
 
 
 async def storm(road: Stage, *, kills: int, messages: int, rng: random.Random) -> list[dict[str, int]]:
-    """Kill the daemon *kills* times while it sends *messages*; what was in doubt after each kill."""
-    # Inserted in portions, so that every kill finds requests on the wire.
-    told = []
-    for number in range(kills):
-        await road.insert(messages // kills, service="otp", intent="delivery")
+    """Kill the daemon *kills* times while it sends *messages*: what was on the wire each time, and what came in doubt."""
+    told: list[dict[str, int]] = []
+    for number in range(kills + 1):
+        if number < kills:  # in portions, so that every kill finds requests on the wire
+            await road.insert(messages // kills, service="otp", intent="delivery", body=f"storm {number}")
         await road.start()
-        began = road.simulator.ledger.accepted
-        while road.simulator.ledger.accepted < began + 20:
-            await asyncio.sleep(0.005)
-        await asyncio.sleep(rng.uniform(0.0, 0.5))
-        await road.kill()
-        await asyncio.sleep(0.2)  # what is on the wire arrives, or its connection breaks
-        told.append({"kill": number + 1, "accepted": road.simulator.ledger.accepted})
-    await road.start()
+        if told:
+            told[-1]["ambiguous"] = await road.connection.fetchval(AMBIGUOUS) - sum(one.get("ambiguous", 0) for one in told)
+            print(told[-1])
+        if number < kills:
+            began = road.simulator.ledger.accepted
+            while road.simulator.ledger.accepted < began + 20:
+                await asyncio.sleep(0.005)
+            await asyncio.sleep(rng.uniform(0.0, 0.5))
+            status = orjson.loads((await road.ask("/api/status"))[1])
+            await road.kill()
+            told.append({"kill": number + 1, "on_the_wire": status["providers"][0]["in_flight"]})
+            await asyncio.sleep(0.2)  # what is on the wire arrives, or its connection breaks
     return told
 
 
@@ -99,3 +105,17 @@ async def test_a_killed_daemon_loses_nothing_and_doubles_nothing(stage: SetUp, e
         )
         > 0
     )
+
+
+@pytest.mark.long
+@pytest.mark.timeout(900)
+async def test_ten_kills_in_five_thousand_messages(stage: SetUp) -> None:
+    road = await stage(CAST, Faults.model_validate(TOLD))
+    told = await storm(road, kills=10, messages=5_000, rng=random.Random(11))
+    await road.quiet(within_s=300)
+    found = await judge(road)
+    print(found)
+    assert found["asked"] == found["sent"] == 5_000
+    assert found["lost"] == found["doubled"] == 0
+    assert all(0 < one["on_the_wire"] <= CAST.connections for one in told)
+    assert all(one["ambiguous"] <= CAST.connections for one in told)

@@ -22,12 +22,20 @@ CREATE FUNCTION outrider.first_id(moment timestamptz) RETURNS uuid
 
 -- When a message is of no more use: the earlier of expires_at and validity from the due time; null: never. Bounded on all
 -- sides, so that no date an application can write ("infinity", 4713 BC, a million years) overflows in here or in Python.
+-- Counted in UTC: a day is 24 hours, whatever zone the session is in.
 CREATE FUNCTION outrider.useless_at(created_at timestamptz, send_at timestamptz, validity interval, expires_at timestamptz)
     RETURNS timestamptz LANGUAGE sql STABLE PARALLEL SAFE
     RETURN CASE WHEN validity IS NULL AND expires_at IS NULL THEN NULL
                 ELSE greatest(least(expires_at,
-                                    least(greatest(send_at, created_at), '9900-01-01Z'::timestamptz)
-                                    + greatest(least(validity, interval '10 years'), interval '-10 years'),
+                                    (least(greatest(send_at, created_at), '9900-01-01Z'::timestamptz) AT TIME ZONE 'UTC'
+                                     + CASE WHEN validity IS NULL THEN NULL
+                                            WHEN validity >= interval '10 years' THEN interval '10 years'
+                                            WHEN validity <= interval '-10 years' THEN interval '-10 years'
+                                            -- "5000000 years -1826250000 days" compares as nothing and overflows when added.
+                                            WHEN extract(year FROM validity) NOT BETWEEN -100 AND 100
+                                              OR extract(day FROM validity) NOT BETWEEN -40000 AND 40000
+                                            THEN justify_interval(validity)
+                                            ELSE validity END) AT TIME ZONE 'UTC',
                                     '9999-01-01Z'::timestamptz),
                               '0002-01-01Z'::timestamptz) END;
 
@@ -128,7 +136,7 @@ CREATE TABLE outrider.outcome_default PARTITION OF outrider.outcome DEFAULT;
 -- Which references were given out around a moment (sql/known.sql). In the order of writing, so a BRIN costs next to nothing.
 CREATE INDEX outcome_accepted ON outrider.outcome USING brin (accepted_at) WITH (pages_per_range = 32, autosummarize = on);
 CREATE INDEX outcome_troubled ON outrider.outcome (status, updated_at)
-    WHERE status IN ('dead', 'failed', 'undelivered', 'suppressed');
+    WHERE status IN ('dead', 'failed', 'undelivered');
 
 -- Every try that did not end in a plain acceptance, and every decision about one. Append-only.
 CREATE TABLE outrider.attempt (
@@ -176,6 +184,11 @@ CREATE TABLE outrider.inbound (
 );
 
 -- Keys outlive their message. digest: sha256 of tenant and key, so that no key is too long for an index.
+CREATE FUNCTION outrider.key_digest(tenant text, key text) RETURNS bytea
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE
+    -- The length keeps the two apart, whatever characters they hold: no tenant can guess itself into another's keys.
+    RETURN sha256(convert_to(length(coalesce(tenant, '')) || ':' || coalesce(tenant, '') || key, 'UTF8'));
+
 CREATE TABLE outrider.idempotency (
     digest bytea PRIMARY KEY,
     id     uuid NOT NULL,

@@ -3,6 +3,11 @@
 CREATE FUNCTION outrider.intake() RETURNS trigger
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path = pg_catalog, pg_temp
+    -- The plans are kept for the life of the application's session: one made for a bulk insert would read whole tables
+    -- for each single row that follows (docs/decisions/0001).
+    SET enable_seqscan = off
+    SET enable_hashjoin = off
+    SET enable_mergejoin = off
 AS $$
 DECLARE
     keyed   boolean;
@@ -17,7 +22,7 @@ BEGIN
         -- snapshot. Sorted, so that two bulk inserts of the same keys cannot lock each other out.
         INSERT INTO outrider.idempotency AS held (digest, id, until)
         SELECT DISTINCT ON (digest) digest, id, clock_timestamp() + interval '30 days'
-          FROM (SELECT sha256(convert_to(coalesce(tenant, '') || chr(1) || idempotency_key, 'UTF8')) AS digest, id, seq
+          FROM (SELECT outrider.key_digest(tenant, idempotency_key) AS digest, id, seq
                   FROM fresh WHERE idempotency_key IS NOT NULL) AS keys
          ORDER BY digest, seq
             ON CONFLICT (digest) DO UPDATE SET id = excluded.id, until = excluded.until
@@ -26,8 +31,7 @@ BEGIN
         INSERT INTO outrider.outcome (id, status, rank, reason)
         SELECT f.id, 'suppressed', 5, 'duplicate of ' || k.id
           FROM fresh f
-          JOIN outrider.idempotency k
-            ON k.digest = sha256(convert_to(coalesce(f.tenant, '') || chr(1) || f.idempotency_key, 'UTF8'))
+          JOIN outrider.idempotency k ON k.digest = outrider.key_digest(f.tenant, f.idempotency_key)
          WHERE k.id <> f.id;
     END IF;
 
@@ -58,8 +62,7 @@ BEGIN
       LEFT JOIN outrider.intent i ON i.word = f.intent
      WHERE f.idempotency_key IS NULL
         OR EXISTS (SELECT FROM outrider.idempotency k
-                    WHERE k.digest = sha256(convert_to(coalesce(f.tenant, '') || chr(1) || f.idempotency_key, 'UTF8'))
-                      AND k.id = f.id);
+                    WHERE k.digest = outrider.key_digest(f.tenant, f.idempotency_key) AND k.id = f.id);
 
     IF ordered THEN
         -- Only the first row of a key is claimable; settling it frees the next (sql/settle.sql), and the janitor frees
@@ -85,9 +88,13 @@ CREATE TRIGGER intake AFTER INSERT ON outrider.outbox
     FOR EACH STATEMENT EXECUTE FUNCTION outrider.intake();
 
 -- Weeks: outbox, outcome and attempt by ranges of the id, receipt by time. The daemon has no right to DDL; this has.
+-- A new week locks the default partition against everything: it gives up soon rather than let writers queue behind it,
+-- and is asked for again within the hour. Weeks begin on Mondays in UTC, whatever zone the session is in.
 CREATE FUNCTION outrider.make_weeks(ahead integer DEFAULT 4) RETURNS integer
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path = pg_catalog, pg_temp
+    SET timezone = 'UTC'
+    SET lock_timeout = '1s'
 AS $$
 DECLARE
     monday timestamptz;
@@ -103,15 +110,24 @@ BEGIN
         FOREACH parent IN ARRAY ARRAY['outbox', 'outcome', 'attempt', 'receipt'] LOOP
             week := parent || '_' || to_char(monday AT TIME ZONE 'UTC', 'IYYY"w"IW');
             CONTINUE WHEN to_regclass('outrider.' || week) IS NOT NULL;
-            IF parent = 'receipt' THEN
-                EXECUTE format('CREATE TABLE outrider.%I PARTITION OF outrider.receipt FOR VALUES FROM (%L) TO (%L)',
-                               week, monday, monday + interval '1 week');
-            ELSE
-                EXECUTE format('CREATE TABLE outrider.%I PARTITION OF outrider.%I FOR VALUES FROM (%L) TO (%L)%s',
-                               week, parent, outrider.first_id(monday), outrider.first_id(monday + interval '1 week'),
-                               CASE parent WHEN 'outcome' THEN ' WITH (fillfactor = 70)' ELSE '' END);
-            END IF;
-            made := made + 1;
+            BEGIN
+                IF parent = 'receipt' THEN
+                    EXECUTE format('CREATE TABLE outrider.%I PARTITION OF outrider.receipt FOR VALUES FROM (%L) TO (%L)',
+                                   week, monday, monday + interval '1 week');
+                ELSE
+                    EXECUTE format('CREATE TABLE outrider.%I PARTITION OF outrider.%I FOR VALUES FROM (%L) TO (%L)%s',
+                                   week, parent, outrider.first_id(monday), outrider.first_id(monday + interval '1 week'),
+                                   CASE parent WHEN 'outcome' THEN ' WITH (fillfactor = 70)' ELSE '' END);
+                END IF;
+                made := made + 1;
+            EXCEPTION
+                -- Rows of that week lie in the default partition already (nobody made weeks for a month, or ids of
+                -- another kind fell there by chance): they stay there, and so do those still to come.
+                WHEN check_violation THEN
+                    RAISE WARNING 'week % is not made: rows of it are in outrider.%_default', week, parent;
+                WHEN lock_not_available THEN
+                    RAISE WARNING 'week % is not made now: outrider.%_default is in use', week, parent;
+            END;
         END LOOP;
     END LOOP;
     RETURN made;

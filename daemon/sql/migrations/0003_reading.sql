@@ -16,24 +16,29 @@ CREATE VIEW outrider.in_flight AS
 CREATE VIEW outrider.message AS
     SELECT o.id, o.seq, o.tenant, o.created_at, o.channel, o.service, o.intent, o.idempotency_key, o.tags,
            outrider.mask(o.recipient) AS recipient,
-           CASE WHEN u.status = 'accepted' AND EXISTS (SELECT FROM outrider.receipt r
-                                                         WHERE r.id = o.id AND r.status = 'sent') THEN 'sent'
-                WHEN u.status IS NOT NULL THEN u.status
-                WHEN q.state = 'unknown' THEN 'unknown'
-                WHEN f.id IS NOT NULL THEN 'sending'
+           CASE WHEN o.ended = 'accepted' AND EXISTS (SELECT FROM outrider.receipt r
+                                                       WHERE r.id = o.id AND r.status = 'sent') THEN 'sent'
+                WHEN o.ended IS NOT NULL THEN o.ended
+                WHEN o.state = 'unknown' THEN 'unknown'
+                WHEN o.in_hand THEN 'sending'
                 ELSE 'queued' END AS status,
-           CASE WHEN u.status IN ('accepted', 'sent') AND u.accepted_at < now() - interval '72 hours'
+           CASE WHEN o.ended IN ('accepted', 'sent') AND o.accepted_at < now() - interval '72 hours'
                 THEN 'unconfirmed'
-                WHEN u.status IS NOT NULL THEN u.reason
-                WHEN f.id IS NULL AND q.reason IS NULL AND q.due_at > now() THEN 'not due before ' || q.due_at
-                WHEN f.id IS NULL AND q.reason IS NULL THEN 'waiting for its turn'
-                ELSE q.reason END AS reason,
-           coalesce(u.attempts, q.attempts) AS attempts, u.segments, u.provider, u.sender, u.reference, u.code,
-           q.due_at, u.accepted_at, coalesce(u.updated_at, o.created_at) AS updated_at
-      FROM outrider.outbox o
-      LEFT JOIN outrider.outcome u ON u.id = o.id
-      LEFT JOIN outrider.queue q ON q.id = o.id AND u.id IS NULL
-      LEFT JOIN outrider.in_flight f ON f.id = q.id AND f.attempt = q.attempts + 1 AND q.state = 'ready';
+                WHEN o.ended IS NOT NULL THEN o.end_reason
+                WHEN o.in_hand OR o.reason IS NOT NULL THEN o.reason
+                WHEN o.due_at > now() THEN 'not due before ' || o.due_at
+                ELSE 'waiting for its turn' END AS reason,
+           o.attempts, o.segments, o.provider, o.sender, o.reference, o.code, o.due_at, o.accepted_at, o.updated_at
+      FROM (SELECT o.id, o.seq, o.tenant, o.created_at, o.channel, o.service, o.intent, o.idempotency_key, o.tags,
+                   o.recipient, u.status AS ended, u.reason AS end_reason, coalesce(u.attempts, q.attempts) AS attempts,
+                   u.segments, u.provider, u.sender, u.reference, u.code, u.accepted_at,
+                   coalesce(u.updated_at, o.created_at) AS updated_at, q.state, q.reason, q.due_at,
+                   -- Not a join: a claim whose COMMIT was lost names its rows a second time.
+                   q.state = 'ready' AND EXISTS (SELECT FROM outrider.in_flight f
+                                                  WHERE f.id = q.id AND f.attempt = q.attempts + 1) AS in_hand
+              FROM outrider.outbox o
+              LEFT JOIN outrider.outcome u ON u.id = o.id
+              LEFT JOIN outrider.queue q ON q.id = o.id AND u.id IS NULL) AS o;
 
 -- The whole story of one message, oldest first. No body, no number.
 CREATE FUNCTION outrider.why(message uuid)
@@ -73,4 +78,4 @@ CREATE VIEW outrider.backlog AS
 
 -- Dead letters: what ended badly and can be replayed.
 CREATE VIEW outrider.dead_letter AS
-    SELECT m.* FROM outrider.message m WHERE m.status IN ('dead', 'failed', 'undelivered', 'suppressed');
+    SELECT m.* FROM outrider.message m WHERE m.status IN ('dead', 'failed', 'undelivered');

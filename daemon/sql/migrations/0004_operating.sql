@@ -23,6 +23,17 @@ BEGIN
     INSERT INTO outrider.outcome (id, status, rank, attempts, reason)
     VALUES (message, 'canceled', 5, waiting.attempts, 'canceled by the application')
         ON CONFLICT (id) DO NOTHING;
+    IF waiting.order_key IS NOT NULL THEN
+        UPDATE outrider.queue q SET state = 'ready', reason = NULL
+          FROM (SELECT e.id FROM outrider.queue e
+                 WHERE e.lane = waiting.lane AND e.order_key = waiting.order_key ORDER BY e.seq LIMIT 1) AS next
+         WHERE q.id = next.id AND q.state = 'behind';
+    END IF;
+    IF current_setting('transaction_isolation') NOT IN ('read committed', 'read uncommitted') THEN
+        -- This transaction cannot see a claim younger than itself: the daemons are told as well, and less is promised.
+        INSERT INTO outrider.signal (kind, id) VALUES ('cancel', message);
+        RETURN 'requested';
+    END IF;
     RETURN 'canceled';
 END
 $$;
@@ -70,8 +81,7 @@ BEGIN
 END
 $$;
 
--- Send a message again that ended badly. False when it may not be (never ended, delivered, expired, canceled, or the
--- first of its idempotency key is another message).
+-- Send a message again that ended as undelivered, failed or dead. False when it did not, or is of no more use.
 CREATE FUNCTION outrider.replay(message uuid) RETURNS boolean
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path = pg_catalog, pg_temp
@@ -82,8 +92,7 @@ DECLARE
 BEGIN
     SELECT * INTO ended FROM outrider.outcome WHERE id = message FOR UPDATE;
     SELECT * INTO asked FROM outrider.outbox WHERE id = message;
-    IF asked.id IS NULL OR ended.status IS NULL OR ended.status NOT IN ('dead', 'failed', 'undelivered', 'suppressed')
-       OR ended.reason LIKE 'duplicate of %'
+    IF asked.id IS NULL OR ended.status IS NULL OR ended.status NOT IN ('dead', 'failed', 'undelivered')
        OR outrider.useless_at(asked.created_at, asked.send_at, asked.validity, asked.expires_at) <= clock_timestamp() THEN
         RETURN false;
     END IF;

@@ -7,7 +7,11 @@ DECLARE
 BEGIN
     FOREACH role IN ARRAY ARRAY['outrider_producer', 'outrider_operator', 'outrider_reader', 'outrider_daemon'] LOOP
         IF NOT EXISTS (SELECT FROM pg_catalog.pg_roles WHERE rolname = role) THEN
-            EXECUTE format('CREATE ROLE %I NOLOGIN', role);
+            BEGIN
+                EXECUTE format('CREATE ROLE %I NOLOGIN', role);
+            EXCEPTION WHEN duplicate_object OR unique_violation THEN
+                NULL;  -- another database of this server was quicker
+            END;
         END IF;
     END LOOP;
 END
