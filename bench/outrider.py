@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bench.load import PATIENCE_S, ROOT, BenchError, cpu_s, cpu_with_children_s
-from bench.messages import ACCOUNT_SID, AREAS, RECIPIENT_SQL, TEXT_SQL, TOKEN, senders
+from bench.messages import ACCOUNT_SID, AREAS, RECIPIENT_SQL, TEXT_SQL, TOKEN, recipient, senders
 from daemon import embedded, migrate
 from daemon.database import connect
 
@@ -133,7 +133,7 @@ class Outrider:
             wal=(await self._wal() - full) / messages,
         )
 
-    async def latency(self, sink: Sink, *, seconds: float, per_second: float, skip: int) -> list[float]:
+    async def latency(self, sink: Sink, *, seconds: float, per_second: float) -> list[float]:
         """
         Seconds from commit to provider of login codes, inserted one by one at a steady rate.
 
@@ -144,7 +144,7 @@ class Outrider:
         start = time.monotonic()
         for number in range(int(seconds * per_second)):
             await asyncio.sleep(max(0.0, start + number / per_second - time.monotonic()))
-            to = f"+1{AREAS[-1]}555{(skip + number) % 10_000:04}"
+            to = recipient(number)
             await self.connection.execute(INSERT_ONE, to)
             committed[to] = time.monotonic()
         await self._until("SELECT NOT EXISTS (SELECT FROM outrider.queue)")
@@ -156,7 +156,7 @@ class Outrider:
         config.write_text(_config(self._dsn, sink.url, in_flight), encoding="utf-8")
         with (self._folder / "daemon.log").open("wb") as log:
             self._process = await asyncio.create_subprocess_exec(
-                sys.executable, *os.environ.get("BENCH_PYTHON", "").split(), "-m", "daemon", "run", "--config", str(config), cwd=ROOT,
+                sys.executable, "-m", "daemon", "run", "--config", str(config), cwd=ROOT,
                 stdout=log, stderr=log, env={**os.environ, "SINK_TOKEN": TOKEN},
             )  # fmt: skip
         await self._until("SELECT count(*) >= 1 FROM outrider.lease WHERE until > now()")

@@ -41,11 +41,14 @@ class Book:
 
     def __init__(self) -> None:
         self.arrivals: list[tuple[float, bytes]] = []
+        self.connections = 0
 
     def summary(self) -> bytes:
         """How many were accepted, and when the first and the last."""
         first, last = (self.arrivals[0][0], self.arrivals[-1][0]) if self.arrivals else (None, None)
-        return orjson.dumps({"accepted": len(self.arrivals), "first": first, "last": last})
+        return orjson.dumps(
+            {"accepted": len(self.arrivals), "first": first, "last": last, "connections": self.connections}
+        )
 
     def recipients(self) -> bytes:
         """Every acceptance: its moment and its recipient."""
@@ -68,6 +71,7 @@ class Connection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)
         self._write = self._transport.write
+        self._book.connections += 1
 
     def data_received(self, data: bytes) -> None:
         try:
@@ -91,6 +95,7 @@ class Connection(asyncio.Protocol):
             return
         if method == b"DELETE":
             self._book.arrivals.clear()
+            self._book.connections = 0
         said = self._book.recipients() if self._url == b"/to" else self._book.summary()
         self._write(_HEAD.format(200, len(said)).encode() + said)
 

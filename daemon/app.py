@@ -37,7 +37,7 @@ from daemon.transport import Transport
 from daemon.web import Guard, Listener, operator_app, public_app
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
     from pathlib import Path
 
     from daemon.provider import Dialect
@@ -103,10 +103,12 @@ class App:
         self,
         engine: Engine,
         settings: Settings,
+        *,
         config_path: Path,
         observer: Observer,
         dsn: str,
-        dialects: dict[str, Dialect],
+        dialects: Mapping[str, Dialect],
+        public_port: int,
     ) -> None:
         self._engine = engine
         self._settings = settings
@@ -114,6 +116,7 @@ class App:
         self._observer = observer
         self._dsn = dsn
         self._dialects = dialects
+        self._public_port = public_port
         self._opened = asyncio.Event()
 
     @classmethod
@@ -152,9 +155,9 @@ class App:
         )
         engine.desk.public_url = public_url
         observer.engine = engine
-        app = cls(engine, settings, config_path, observer, dsn, dialects)
-        app.public_port = port
-        return app
+        return cls(
+            engine, settings, config_path=config_path, observer=observer, dsn=dsn, dialects=dialects, public_port=port
+        )
 
     async def serve(self, stop: asyncio.Event) -> int:
         """Run all services until *stop*; the exit code."""
@@ -162,7 +165,7 @@ class App:
         untaken, home, written = asyncio.Event(), asyncio.Event(), asyncio.Event()
         operator = settings.web.operator
         guard = Guard(operator.token.get_secret_value() if operator.token else None)
-        services = [
+        services: list[Service] = [
             Stage(
                 Listener("operator", operator_app(self._observer, guard), host=operator.host, port=operator.port),
                 until=written,
@@ -179,19 +182,19 @@ class App:
             Stage(_Late(self._public, "public"), after=self._opened, until=written),
             self,
         ]
-        code = CLEAN
         try:
             await supervise(services, stop=stop, grace_s=settings.daemon.drain_s)
-        except* SchemaError as trouble:
-            log.error("schema.refused", reason="; ".join(map(str, trouble.exceptions)))
-            code = BAD_CONFIGURATION
-        except* (OSError, RuntimeError, TimeoutError) as trouble:
-            log.error("daemon.failed", exc_info=trouble)
-            code = FAILED
+        except ExceptionGroup as trouble:  # each one has been told, with its traceback
+            schema, other = trouble.split(SchemaError)
+            if schema is not None:
+                log.error("schema.refused", reason="; ".join(map(str, schema.exceptions)))
+            if other is not None:
+                log.error("daemon.failed", reason="; ".join(map(repr, other.exceptions)))
+            return FAILED if schema is None else BAD_CONFIGURATION
         finally:
             self._observer.stopped()
             await self._close()
-        return code
+        return CLEAN
 
     async def run(self, stop: asyncio.Event) -> None:
         """Open the database, however long it takes; then say that we are ready."""
@@ -228,6 +231,13 @@ class App:
             fresh = load(self._config_path)
         except SettingsError as mistakes:
             log.error("settings.refused", mistakes=list(mistakes.mistakes))
+            notify("READY=1")
+            return
+        strange = sorted({sender.provider for sender in fresh.senders} - set(self._engine.gates))
+        if strange:
+            log.error(
+                "settings.refused", mistakes=[f"provider {name} is new: restart to take it up" for name in strange]
+            )
         else:
             changes = describe_difference(self._settings, fresh)
             later = [change for change in changes if change.startswith(("database", "daemon", "web", "providers"))]
@@ -244,7 +254,7 @@ class App:
         callbacks = Callbacks(
             self._dialects, key=engine.desk.key, book=engine.book, metrics=self._observer, opt_out=engine.opt_out
         )
-        return Listener("public", public_app(callbacks), host=self._settings.web.public.host, port=self.public_port)
+        return Listener("public", public_app(callbacks), host=self._settings.web.public.host, port=self._public_port)
 
     async def _close(self) -> None:
         try:

@@ -132,8 +132,13 @@ class Line:
     async def _connect(self) -> asyncpg.Connection[asyncpg.Record]:
         if self._connection is not None and not self._connection.is_closed():
             return self._connection
-        self._connection = connection = await connect(self._dsn, self._settings)
-        self._prepared = {name: await connection.prepare(statement(name)) for name in self._statements}
+        connection = await connect(self._dsn, self._settings)
+        try:
+            self._prepared = {name: await connection.prepare(statement(name)) for name in self._statements}
+            self._connection = connection
+        finally:
+            if self._connection is not connection:
+                connection.terminate()
         self.up = True
         return connection
 

@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from daemon.gates import Gate
     from daemon.journal import Journal, Memory
     from daemon.observer import Observer
+    from daemon.settings import Sender as SenderSettings
     from daemon.settings import Settings
 
 log = structlog.get_logger()
@@ -240,11 +241,11 @@ def _lines(dsn: str) -> tuple[Line, ...]:
     )
 
 
-def _sender(sender: object) -> Sender:
+def _sender(sender: SenderSettings) -> Sender:
     return Sender(
         address=sender.address,
         provider=sender.provider,
         kind=sender.type.value,
         country=sender.country,
         rate=sender.rate,
-    )  # type: ignore[attr-defined]
+    )

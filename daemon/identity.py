@@ -20,7 +20,9 @@ if TYPE_CHECKING:
 WHERE = """
 SELECT (SELECT system_identifier FROM pg_control_system()) AS system_identifier,
        (SELECT oid::bigint FROM pg_database WHERE datname = current_database()) AS database_oid,
-       (SELECT timeline_id FROM pg_control_checkpoint()) AS timeline
+       -- Of the present WAL: the control file tells a promotion only after the next checkpoint.
+       CASE WHEN pg_is_in_recovery() THEN (SELECT timeline_id FROM pg_control_checkpoint())
+            ELSE ('x' || left(pg_walfile_name(pg_current_wal_insert_lsn()), 8))::bit(32)::integer END AS timeline
 """
 
 
@@ -47,7 +49,8 @@ async def at_home(line: Line) -> Home:
     """Compare where the database is with where it says it lives; a new one settles here. Raises DatabaseDown."""
     here = (await line.ask(WHERE))[0]
     await line.ask(
-        "INSERT INTO outrider.home (system_identifier, database_oid, timeline) VALUES ($1, $2, $3) ON CONFLICT DO NOTHING",
+        "INSERT INTO outrider.home (system_identifier, database_oid, timeline) VALUES ($1, $2, $3)"
+        " ON CONFLICT DO NOTHING",
         here["system_identifier"], here["database_oid"], here["timeline"],
     )  # fmt: skip
     written = (await line.ask("SELECT * FROM outrider.home"))[0]

@@ -34,6 +34,9 @@ log = structlog.get_logger()
 LOOK_S = 0.25
 BATCH = 1000  # rows judged at a time: 5 to 10 ms of the loop
 AHEAD = 5000  # numbers read at a time
+ROUNDS = 10  # batches in a row, before the other looks have their turn
+GRACE_S = 30.0  # a service that another daemon declared within so long is that daemon's to judge
+LATELY_S = 86_400.0  # within so long, when we have only just begun: the other one may be starting too
 STATEMENTS = ("suspects", "strays", "lanes", "declared", "ahead_numbers")
 
 
@@ -48,21 +51,23 @@ class Inspector:
         self._desk = desk
         self._observer = observer
         self.lanes_seen: frozenset[str] = frozenset()  # lanes that had rows at the last look
+        self._began = desk.tick()
         self._top = 0  # the highest row number seen
         self._unread: list[tuple[int, int]] = []  # stretches of numbers not read yet, the newest last
 
     async def run(self, stop: asyncio.Event) -> None:
         """Look until *stop*."""
-        while not await sleep_unless(stop, LOOK_S):
+        while not await sleep_unless(stop, 0.0 if self._unread else LOOK_S):
             try:
                 await self._suspects()
                 await self._strays()
-                await self._ahead(stop)
+                await self._ahead()
             except DatabaseDown:
                 await sleep_unless(stop, 1.0)
 
     async def _suspects(self) -> None:
-        while rows := await self._line.fetch("suspects", BATCH):
+        for _ in range(ROUNDS):
+            rows = await self._line.fetch("suspects", BATCH)
             await self._end([(row, self._desk.inspect(row)) for row in rows])
             if len(rows) < BATCH:
                 return
@@ -75,7 +80,8 @@ class Inspector:
         served = {f"@{sender.address}" for sender in self._desk.settings.senders} | set(self._desk.settings.services)
         if not lanes - served:
             return
-        declared = {row["service"] for row in await self._line.fetch("declared")}
+        new = self._desk.tick() < self._began + GRACE_S
+        declared = {row["service"] for row in await self._line.fetch("declared", LATELY_S if new else GRACE_S)}
         unknown = sorted(lanes - served - declared)
         if unknown:
             rows = await self._line.fetch("strays", unknown, BATCH)
@@ -83,19 +89,23 @@ class Inspector:
                 [(row, self._desk.inspect(row) or Refusal.failed("nobody serves its lane")) for row in rows]
             )
 
-    async def _ahead(self, stop: asyncio.Event) -> None:
+    async def _ahead(self) -> None:
         row = (await self._line.ask("SELECT min(seq) AS lowest, max(seq) AS newest FROM outrider.queue"))[0]
         if row["newest"] is not None and row["newest"] > self._top:
             self._unread.append((max(self._top, row["lowest"] - 1), row["newest"]))
             self._top = row["newest"]
-        while self._unread and not stop.is_set():
-            after, upto = self._unread.pop()
+        for _ in range(ROUNDS):
+            if not self._unread:
+                return
+            after, upto = self._unread[-1]
             start = max(after, upto - AHEAD)
-            if start > after:
-                self._unread.append((after, start))
             rows = await self._line.fetch("ahead_numbers", start, upto)
             judged = [(row, self._desk.unreadable(row)) for row in rows if not plausible(row["recipient"] or "")]
             await self._end([(row, refusal) for row, refusal in judged if refusal is not None])
+            # Only now: had the connection been lost, this stretch would be read again.
+            self._unread.pop()
+            if start > after:
+                self._unread.append((after, start))
 
     async def _end(self, judged: Sequence[tuple[Record, Refusal | None]]) -> None:
         if not judged:

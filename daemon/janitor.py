@@ -5,23 +5,24 @@ weeks are made ahead; what the pages show is sampled.
 
 from __future__ import annotations
 
+import asyncio
+from contextlib import suppress
 from datetime import timedelta
 from typing import TYPE_CHECKING
-from uuid import UUID
 
 import structlog
 
-from daemon.core.address import Address, read
 from daemon.core.doubt import Decide, Look, next_step
 from daemon.core.lifecycle import RANKS, Status
 from daemon.core.message import Attempt
 from daemon.core.outcome import Accepted, Uncertain, Unreachable
 from daemon.database import DatabaseDown, sleep_unless
+from daemon.desk import as_object
 from daemon.provider import Absent, Unclear
 
 if TYPE_CHECKING:
-    import asyncio
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
+    from uuid import UUID
 
     from aiolimiter import AsyncLimiter
     from asyncpg import Record
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 log = structlog.get_logger()
 
 LOOK_S = 0.5
+ABSENT_MAX = 10_000
 DOUBTS = 50  # doubts looked into at a time
 NEXT_LOOK_S = 20.0  # when a doubt is looked into again, unless its plan says sooner
 ORDER_HOLD_S = 60.0  # how long a head may hold the others of its order_key
@@ -71,12 +73,25 @@ class Janitor:
         self._absent: dict[UUID, float] = {}  # in doubt, and since when the provider has not known it
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Sweep until *stop*."""
+        """Sweep until *stop*. A provider that hangs holds up nothing but the doubts about it."""
+        async with asyncio.TaskGroup() as group:
+            resolving = group.create_task(self._resolving())
+            await self._duty(stop)
+            resolving.cancel()  # questions change nothing
+
+    async def _resolving(self) -> None:
+        while True:
+            await asyncio.sleep(LOOK_S)
+            try:
+                await self._doubts()
+            except DatabaseDown:
+                await asyncio.sleep(1.0)
+
+    async def _duty(self, stop: asyncio.Event) -> None:
         weeks_at, sample_at = 0.0, 0.0
         while not await sleep_unless(stop, LOOK_S):
             now = self._desk.tick()
             try:
-                await self._doubts(stop)
                 if await self._line.fetch("free_order", 500, ORDER_HOLD_S):
                     self._woken()
                 if now >= weeks_at:
@@ -91,12 +106,20 @@ class Janitor:
     async def _sample(self) -> None:
         self._observer.backlog(await self._line.ask("SELECT * FROM outrider.backlog"))
 
-    async def _doubts(self, stop: asyncio.Event) -> None:
+    async def _doubts(self) -> None:
         lanes = [lane for lane, group in self._desk.lanes.items() if group in self._leases.held]
+        # Those about one recipient one by one: of identical texts each must know what the one before was credited with.
+        alike: dict[tuple[str | None, str | None], list[Record]] = {}
         for row in await self._line.fetch("doubts", lanes, DOUBTS, NEXT_LOOK_S):
-            if stop.is_set():
-                return
-            await self._resolve(row)
+            alike.setdefault((row["sender"], row["recipient"]), []).append(row)
+        async with asyncio.TaskGroup() as group:
+            for rows in alike.values():
+                group.create_task(self._resolve_all(rows))
+
+    async def _resolve_all(self, rows: Sequence[Record]) -> None:
+        with suppress(DatabaseDown):  # their next look is soon
+            for row in rows:
+                await self._resolve(row)
 
     async def _resolve(self, row: Record) -> None:
         """Look into one doubt: evidence first, then the policy of its intent."""
@@ -111,6 +134,8 @@ class Janitor:
         since = row["since"].timestamp() if row["since"] is not None else now
         if isinstance(finding, Absent):
             self._absent.setdefault(row["id"], now)
+            if len(self._absent) > ABSENT_MAX:  # some were resolved by a receipt, unseen from here
+                del self._absent[next(iter(self._absent))]
         else:
             self._absent.pop(row["id"], None)
         settings = self._desk.settings.intent(row["intent"] or "")
@@ -141,6 +166,8 @@ class Janitor:
         if gate is None:
             return None
         attempt = await self._attempt(row)
+        if not attempt.text and not row["media"]:
+            return Unclear("its text cannot be told any more: a template has changed")
         question = gate.dialect.find(attempt)
         if question is None:
             return None
@@ -151,16 +178,17 @@ class Janitor:
         return gate.dialect.found(attempt, answer)
 
     async def _attempt(self, row: Record) -> Attempt:
-        found = read(row["recipient"] or "", "sms")
         since = row["since"]
-        known = await self._line.fetch("known", row["sender"], row["recipient"], since - KNOWN_BEFORE, since + KNOWN_AFTER)
+        known = await self._line.fetch(
+            "known", row["sender"], row["recipient"], since - KNOWN_BEFORE, since + KNOWN_AFTER
+        )  # fmt: skip
         return Attempt(
             id=row["id"],
             attempt=row["attempts"],
             provider=row["provider"],
             sender=row["sender"],
-            recipient=found.e164 if isinstance(found, Address) else row["recipient"] or "",
-            text=self._desk.text_of(row["body"], row["template"], row["variables"]),
+            recipient=self._desk.number(row["recipient"] or "", row["service"] or "default"),
+            text=self._desk.text_of(row["body"], row["template"], as_object(row["variables"])),
             segments=row["segments"] or 1,
             sent_at=since.timestamp(),
             known_references=frozenset(one["reference"] for one in known),
@@ -197,5 +225,6 @@ class Janitor:
         await self._line.ask(
             "INSERT INTO outrider.attempt (id, attempt, kind, provider, sender, segments, outcome, reason, reference)"
             " VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9) ON CONFLICT (id, attempt, kind) DO NOTHING",
-            row["id"], row["attempts"], kind, row["provider"], row["sender"], row["segments"], outcome, reason, reference,
+            row["id"], row["attempts"], kind, row["provider"], row["sender"], row["segments"], outcome, reason,
+            reference,
         )  # fmt: skip

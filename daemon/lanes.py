@@ -88,7 +88,8 @@ class Lane:
     """The queue in front of one sender."""
 
     __slots__ = (
-        "_at_once", "_granted", "_lanes", "_places", "_queues", "alarm_at", "backlog", "free_at", "going", "pace", "sender", "turns", "waiting",
+        "_at_once", "_granted", "_lanes", "_places", "_queues", "alarm_at", "backlog", "free_at", "going", "pace",
+        "sender", "turns", "waiting",
     )  # fmt: skip
 
     def __init__(self, lanes: Lanes, sender: Sender) -> None:

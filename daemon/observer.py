@@ -293,9 +293,14 @@ class Observer:
         blocked = engine.router.blocked(lane.sender, tick)
         state = SenderState.PAUSED if paused else SenderState.BLOCKED if blocked else SenderState.OPEN
         return SenderNow(
-            address=address, provider=lane.sender.provider, rate=lane.sender.rate * lane.pace.share, used=min(used, 1.0),
-            waiting=lane.backlog, state=state, reason=paused or blocked or "",
-        )  # fmt: skip
+            address=address,
+            provider=lane.sender.provider,
+            rate=lane.sender.rate * lane.pace.share,
+            used=min(used, 1.0),
+            waiting=lane.backlog,
+            state=state,
+            reason=paused or blocked or "",
+        )
 
     def _provider(self, name: str, tick: float) -> ProviderNow:
         gate = self._running().gates[name]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from daemon.database import DatabaseDown, sleep_unless
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
     from daemon.observer import Observer
 
 BEAT_S = 1.0
-ANNOUNCE_BEATS = 5
+ANNOUNCE_S = 5.0
 
 
 class Pulse:
@@ -26,22 +27,27 @@ class Pulse:
         self._observer = observer
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Beat until *stop*."""
+        """Beat until *stop*. Postgres may be slow; the beat is not."""
+        async with asyncio.TaskGroup() as group:
+            telling = group.create_task(self._tell(stop))
+            await self._beat(stop)
+            telling.cancel()
+
+    async def _beat(self, stop: asyncio.Event) -> None:
         loop = asyncio.get_running_loop()
-        beats, expected = 0, loop.time() + BEAT_S
+        expected = loop.time() + BEAT_S
         while not await sleep_unless(stop, BEAT_S):
             self._observer.beat(lag_s=max(loop.time() - expected, 0.0))
             expected = loop.time() + BEAT_S
             self._engine.lanes.recover(BEAT_S)
             for gate in self._engine.gates.values():
                 gate.watch()
-            beats += 1
             if self._observer.health().progressing:
                 notify("WATCHDOG=1")
-            if beats % ANNOUNCE_BEATS == 0 and self._observer.is_open:
-                try:
+
+    async def _tell(self, stop: asyncio.Event) -> None:
+        while not await sleep_unless(stop, ANNOUNCE_S):
+            if self._observer.is_open:
+                with suppress(DatabaseDown):
                     await self._engine.announce()
-                    if self._engine.desk.held:
-                        await self._engine.look_home()
-                except DatabaseDown:
-                    pass
+                    await self._engine.look_home()

@@ -45,12 +45,10 @@ class Signals:
     async def begin(self) -> None:
         """Read what stands: opt-outs, pauses, and where the signals are. Raises DatabaseDown."""
         rows = await self._line.ask("SELECT pg_snapshot_xmin(pg_current_snapshot())::text AS horizon")
-        self._horizon = rows[0]["horizon"]
+        self._horizon, self._seen = rows[0]["horizon"], set()
         for row in await self._line.ask("SELECT tenant, recipient FROM outrider.suppression"):
             self._desk.opted_out.add((row["tenant"], row["recipient"]))
-        self._desk.pauses = {
-            row["what"]: row["reason"] for row in await self._line.ask("SELECT what, reason FROM outrider.pause")
-        }
+        await self._read_pauses()
 
     async def run(self, stop: asyncio.Event) -> None:
         """Look until *stop*."""
@@ -64,13 +62,19 @@ class Signals:
         """Read once. Raises DatabaseDown."""
         rows = await self._line.fetch("signals", self._horizon)
         fresh = [row for row in rows if row["seq"] is not None and row["seq"] not in self._seen]
+        if any(row["kind"] in {"pause", "resume"} for row in fresh):
+            await self._read_pauses()  # the table, not the signals: of two at once nobody can tell which was last
         for row in fresh:
             self._heard(row["kind"], row["id"], row["what"])
         self._seen = {row["seq"] for row in rows if row["seq"] is not None}
         horizon = rows[0]["horizon"]
         if horizon != self._horizon or fresh:
-            self._horizon = horizon
             await self._line.fetch("signals_ack", self._owner, horizon)
+            self._horizon = horizon
+
+    async def _read_pauses(self) -> None:
+        rows = await self._line.ask("SELECT what, reason FROM outrider.pause")
+        self._desk.pauses = {row["what"]: row["reason"] for row in rows}
 
     def _heard(self, kind: str, id: UUID | None, what: str | None) -> None:
         self._observer.signal(kind)
@@ -86,10 +90,5 @@ class Signals:
             case "opt_out", _, str():
                 tenant, _, recipient = what.rpartition(" ")
                 self._desk.opted_out.add((tenant, recipient))
-            case "pause", _, str():
-                self._desk.pauses[what] = "paused"
-            case "resume", _, str():
-                self._desk.pauses.pop(what, None)
-                self._woken()
-            case "replay", _, _:
+            case "resume" | "replay", _, _:
                 self._woken()

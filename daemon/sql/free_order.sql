@@ -4,7 +4,7 @@
 --   $1 limit integer, $2 hold double precision   seconds
 -- Looks at the oldest and the newest rows alone, 4 x $1 of each: all of a long queue, twice a second, would take more time
 -- than sending it. A row in between comes to be among the oldest by the time its turn would come.
-WITH some AS MATERIALIZED (
+WITH looked AS MATERIALIZED (
     (SELECT q.id, q.lane, q.order_key, q.seq FROM outrider.queue q
       WHERE q.state = 'behind' ORDER BY q.due_at LIMIT 4 * $1)
     UNION
@@ -12,7 +12,7 @@ WITH some AS MATERIALIZED (
       WHERE q.state = 'behind' ORDER BY q.due_at DESC LIMIT 4 * $1)
 ), stuck AS (
     SELECT s.id, h.id AS held_by
-      FROM some s
+      FROM looked s
       LEFT JOIN LATERAL (SELECT e.id FROM outrider.queue e
                           WHERE e.lane = s.lane AND e.order_key = s.order_key AND e.seq < s.seq
                           ORDER BY e.seq DESC LIMIT 1) AS h ON true

@@ -1,0 +1,134 @@
+"""
+The bench: Outrider beside what it is built on, on this machine, in one run.
+
+Each round runs everybody once, one after the other, against the same sink (a provider that says yes to everything):
+a bare protocol, which shows how fast the sink can be asked at all; aiohttp's client alone; Outrider as shipped; and
+PgQueuer with aiohttp, where it is installed. At the end login codes are inserted at a steady rate, to see how long they
+take from commit to provider.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import orjson
+import uvloop
+from rich.console import Console
+
+from bench import load, outrider, pgqueuer_peer
+from bench.messages import MESSAGES_MAX
+from bench.report import Report, Round
+from daemon.embedded import EmbeddedError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from bench.load import Sink
+    from daemon.embedded import Server
+
+EPILOG = """\
+examples:
+  make bench
+  outrider bench --rounds 5
+  outrider bench --json result.json       the figures as one JSON object, and the tables as well
+  outrider bench --json | jq .ratios
+
+Believe ratios only, and only those of one run. Let nothing else run meanwhile; "sink_headroom" below 3 means that the
+sink was busy itself, and the ratio to aiohttp's client then flatters whoever is slower.
+Exit code 0: everything arrived once and was written down. 1: it did not, or something could not be started.
+"""
+CODES_PER_SECOND = 50  # login codes, to see how long each takes
+
+errors = Console(stderr=True, highlight=False)
+
+
+async def bench(arguments: argparse.Namespace) -> Report:
+    """All rounds."""
+    rounds: list[Round] = []
+    delays: list[float] = []
+    async with load.sink() as sink, outrider.postgres() as server:
+        for number in range(1, arguments.rounds + 1):
+            errors.print(f"round {number} of {arguments.rounds}")
+            last = number == arguments.rounds
+            one, more = await _round(arguments, sink, server, number, codes_s=arguments.codes if last else 0.0)
+            rounds.append(one)
+            delays += more
+        postgres = server.binaries.parent.parent.name
+    return Report(
+        messages=arguments.messages,
+        in_flight=arguments.in_flight,
+        rounds=rounds,
+        latency_ms=_percentiles(delays),
+        postgres=postgres,
+    )
+
+
+async def _round(
+    arguments: argparse.Namespace, sink: Sink, server: Server, number: int, *, codes_s: float
+) -> tuple[Round, list[float]]:
+    count, in_flight = arguments.messages, arguments.in_flight
+    lean = await load.client("lean", sink, count, min(in_flight, 64))
+    errors.print(f"  bare protocol     {lean.rate:8,.0f} /s")
+    raw = await load.client("raw", sink, count, in_flight)
+    errors.print(f"  aiohttp's client  {raw.rate:8,.0f} /s")
+    delays: list[float] = []
+    async with outrider.Outrider.installed(server, f"bench_{number}") as ours:
+        drain = await ours.drain(sink, count, in_flight)
+        errors.print(f"  Outrider          {drain.rate:8,.0f} /s")
+        if codes_s:
+            delays = await ours.latency(sink, seconds=codes_s, per_second=CODES_PER_SECOND)
+    peer = None
+    if pgqueuer_peer.INSTALLED:
+        peer = await pgqueuer_peer.drain(server, sink, count, in_flight, name=f"peer_{number}")
+        errors.print(f"  PgQueuer          {peer.rate:8,.0f} /s")
+    elif number == 1:
+        errors.print(f"  PgQueuer          {pgqueuer_peer.HOW}")
+    return Round(lean=lean, raw=raw, outrider=drain, pgqueuer=peer), delays
+
+
+def _percentiles(seconds: Sequence[float]) -> dict[str, float]:
+    ordered = sorted(seconds)
+    return {f"p{share}": round(1000 * ordered[len(ordered) * share // 100], 1) for share in (50, 95, 99)} if ordered else {}
+
+
+def _number(least: int, most: int) -> type[int]:
+    def read(text: str) -> int:
+        if not least <= int(text) <= most:
+            raise argparse.ArgumentTypeError(f"from {least:,} to {most:,}")
+        return int(text)
+
+    return read  # type: ignore[return-value]  # argparse names the type in its errors
+
+
+def main(words: Sequence[str]) -> int:
+    """The exit code."""
+    parser = argparse.ArgumentParser(
+        prog="outrider bench", description=__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--rounds", type=_number(1, 100), default=3, help="how often everybody runs (default: 3)")
+    parser.add_argument("--messages", type=_number(100, MESSAGES_MAX), default=20_000, help="of each run (default: 20,000)")
+    parser.add_argument("--in-flight", type=_number(1, 1_000), default=256, help="requests at a time (default: 256)")
+    parser.add_argument("--codes", type=float, default=10.0, metavar="SECONDS", help="of login codes; 0: none (default: 10)")
+    parser.add_argument("--json", nargs="?", const="-", metavar="FILE", help="write the figures there; without FILE, to stdout")
+    arguments = parser.parse_args(words)
+    try:
+        report = uvloop.run(bench(arguments))
+    except (load.BenchError, EmbeddedError) as trouble:
+        errors.print(str(trouble), style="red", markup=False)
+        return 1
+    for table in report.tables():
+        (errors if arguments.json == "-" else Console()).print(table)
+    if arguments.json:
+        text = orjson.dumps(report.document(), option=orjson.OPT_INDENT_2).decode() + "\n"
+        sys.stdout.write(text) if arguments.json == "-" else Path(arguments.json).write_text(text, encoding="utf-8")
+    if not report.ok:
+        errors.print("something was lost, sent twice or not written down", style="red")
+    return 0 if report.ok else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,78 @@
+"""
+What the tests of the SQL ask for: daemons to act as, and applications to insert as.
+
+One database serves a whole file and is emptied after each test: 2 ms against 0.3 s for a database of one's own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import AsyncExitStack
+from typing import TYPE_CHECKING
+
+import asyncpg
+import pytest
+import pytest_asyncio
+import uvloop
+
+from tests.sql.actor import Actor
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+
+    from tests.conftest import Cluster
+
+EMPTY = """
+DELETE FROM outrider.outbox; DELETE FROM outrider.queue; DELETE FROM outrider.claim; DELETE FROM outrider.outcome;
+DELETE FROM outrider.attempt; DELETE FROM outrider.receipt; DELETE FROM outrider.inbound; DELETE FROM outrider.idempotency;
+DELETE FROM outrider.suppression; DELETE FROM outrider.pause; DELETE FROM outrider.signal; DELETE FROM outrider.lease;
+DELETE FROM outrider.instance; DELETE FROM outrider.home;
+"""
+
+
+@pytest.fixture(scope="module")
+def shared_database(postgres: Cluster) -> Iterator[tuple[str, asyncio.Runner, asyncpg.Connection[asyncpg.Record]]]:
+    """One database of the file, and a connection to empty it with."""
+    name = postgres.clone()
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        connection = runner.run(asyncpg.connect(postgres.server.dsn(name)))
+        yield postgres.server.dsn(name), runner, connection
+        runner.run(connection.close())
+    postgres.drop(name)
+
+
+@pytest.fixture
+def database(shared_database: tuple[str, asyncio.Runner, asyncpg.Connection[asyncpg.Record]]) -> Iterator[str]:
+    """The DSN of a migrated database without a message in it."""
+    dsn, runner, connection = shared_database
+    yield dsn
+    runner.run(connection.execute(EMPTY))
+
+
+@pytest.fixture
+def own_database(postgres: Cluster) -> Iterator[str]:
+    """The DSN of a database of the test's own: it may change the schema."""
+    name = postgres.clone()
+    yield postgres.server.dsn(name)
+    postgres.drop(name)
+
+
+@pytest_asyncio.fixture
+async def actor(database: str) -> AsyncIterator[Actor]:
+    """A daemon that holds the lease of its group."""
+    actor = await Actor.enter(database)
+    yield actor
+    await actor.leave()
+
+
+@pytest_asyncio.fixture
+async def another(database: str) -> AsyncIterator[Callable[[], Awaitable[asyncpg.Connection[asyncpg.Record]]]]:
+    """Opens one more plain connection to the same database."""
+    async with AsyncExitStack() as stack:
+
+        async def open_one() -> asyncpg.Connection[asyncpg.Record]:
+            connection = await asyncpg.connect(database)
+            stack.push_async_callback(connection.close)
+            return connection
+
+        yield open_one
