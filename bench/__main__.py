@@ -1,16 +1,15 @@
 """
 The bench: Outrider beside what it is built on, on this machine, in one run.
 
-Each round runs everybody once, one after the other, against the same sink (a provider that says yes to everything):
-a bare protocol, which shows how fast the sink can be asked at all; aiohttp's client alone; Outrider as shipped; and
-PgQueuer with aiohttp, where it is installed. At the end login codes are inserted at a steady rate, to see how long they
-take from commit to provider.
+Each round runs everybody once, one after the other, against the same sink (a provider that says yes to everything): a
+bare protocol, which shows how fast the sink can be asked at all; aiohttp's client alone; Outrider as shipped; and
+PgQueuer with aiohttp, where it is installed. At the end login codes are inserted at a steady rate, to see how long
+they take from commit to provider.
 """
 
 from __future__ import annotations
 
 import argparse
-import asyncio
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,6 +21,7 @@ from rich.console import Console
 from bench import load, outrider, pgqueuer_peer
 from bench.messages import MESSAGES_MAX
 from bench.report import Report, Round
+from daemon.database import connect
 from daemon.embedded import EmbeddedError
 
 if TYPE_CHECKING:
@@ -57,7 +57,9 @@ async def bench(arguments: argparse.Namespace) -> Report:
             one, more = await _round(arguments, sink, server, number, codes_s=arguments.codes if last else 0.0)
             rounds.append(one)
             delays += more
-        postgres = server.binaries.parent.parent.name
+        admin = await connect(server.dsn("postgres"))
+        postgres = str(await admin.fetchval("SHOW server_version"))
+        await admin.close()
     return Report(
         messages=arguments.messages,
         in_flight=arguments.in_flight,
@@ -92,7 +94,9 @@ async def _round(
 
 def _percentiles(seconds: Sequence[float]) -> dict[str, float]:
     ordered = sorted(seconds)
-    return {f"p{share}": round(1000 * ordered[len(ordered) * share // 100], 1) for share in (50, 95, 99)} if ordered else {}
+    if not ordered:
+        return {}
+    return {f"p{share}": round(1000 * ordered[len(ordered) * share // 100], 1) for share in (50, 95, 99)}
 
 
 def _number(least: int, most: int) -> type[int]:
@@ -110,10 +114,11 @@ def main(words: Sequence[str]) -> int:
         prog="outrider bench", description=__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--rounds", type=_number(1, 100), default=3, help="how often everybody runs (default: 3)")
-    parser.add_argument("--messages", type=_number(100, MESSAGES_MAX), default=20_000, help="of each run (default: 20,000)")
+    many = _number(100, MESSAGES_MAX)
+    parser.add_argument("--messages", type=many, default=20_000, help="of each run (default: 20,000)")
     parser.add_argument("--in-flight", type=_number(1, 1_000), default=256, help="requests at a time (default: 256)")
-    parser.add_argument("--codes", type=float, default=10.0, metavar="SECONDS", help="of login codes; 0: none (default: 10)")
-    parser.add_argument("--json", nargs="?", const="-", metavar="FILE", help="write the figures there; without FILE, to stdout")
+    parser.add_argument("--codes", type=float, default=10.0, metavar="SECONDS", help="of login codes (default: 10)")
+    parser.add_argument("--json", nargs="?", const="-", metavar="FILE", help="the figures; without FILE, to stdout")
     arguments = parser.parse_args(words)
     try:
         report = uvloop.run(bench(arguments))

@@ -1,9 +1,9 @@
 """
 The ceiling: how fast the sink can be asked at all.
 
-A connection of our own for each request in flight, requests written as bytes made beforehand, answers read by httptools,
-callbacks and no tasks. No deadline, no judgement, nothing recorded: nobody could ship it. It loads the sink as hard as one
-process can, so what it reaches is the sink's ceiling as well as its own.
+A connection of our own for each request in flight, requests written as bytes made beforehand, answers read by
+httptools, callbacks and no tasks. No deadline, no judgement, nothing recorded: nobody could ship it. It loads the
+sink as hard as one process can, so what it reaches is the sink's ceiling as well as its own.
 
 Run as ``python -m bench.lean URL MESSAGES IN_FLIGHT``; prints one JSON object.
 """
@@ -79,7 +79,7 @@ async def run(url: str, messages: int, in_flight: int) -> None:
     loop = asyncio.get_running_loop()
     with spent(messages):
         for _ in range(in_flight):
-            await loop.create_connection(lambda: Connection(waiting, done), where.hostname, where.port)
+            await loop.create_connection(lambda: Connection(waiting, done), where.hostname or "", where.port or 80)
         for _ in range(in_flight):
             await done.acquire()
 

@@ -22,6 +22,8 @@ import orjson
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
 
+    from daemon.embedded import Server
+
 ROOT = Path(__file__).absolute().parents[1]
 TICK_S = 1 / os.sysconf("SC_CLK_TCK")
 PATIENCE_S = 300.0  # nothing here takes longer
@@ -108,9 +110,8 @@ async def client(module: str, sink: Sink, *arguments: object) -> Run:
         raise BenchError(f"bench.{module} ended with code {process.returncode}")
     told = orjson.loads(said)
     distinct = len({to for _, to in await sink.arrivals()})
-    return Run(
-        messages=await sink.accepted(), rate=await sink.rate(), cpu=told["cpu_s"] / told["messages"] * 1000, distinct=distinct
-    )
+    cpu = told["cpu_s"] / told["messages"] * 1000
+    return Run(messages=await sink.accepted(), rate=await sink.rate(), cpu=cpu, distinct=distinct)
 
 
 @contextmanager
@@ -121,6 +122,11 @@ def spent(messages: int) -> Iterator[None]:
     now = resource.getrusage(resource.RUSAGE_SELF)
     cpu_s = now.ru_utime + now.ru_stime - used.ru_utime - used.ru_stime
     print(orjson.dumps({"messages": messages, "seconds": time.monotonic() - began, "cpu_s": cpu_s}).decode())
+
+
+def postmaster_pid(server: Server) -> int:
+    """The process id of a private Postgres."""
+    return int((server.home / "cluster" / "postmaster.pid").read_text(encoding="ascii").split()[0])
 
 
 def cpu_s(pid: int) -> float:

@@ -57,7 +57,7 @@ def requests(url: str, count: int) -> list[Request]:
 def _message(number: int) -> Message:
     id = UUID(int=number)
     return Message(
-        id=id, attempt=1, spent=0, lane="parcels", level=3, claim=id, tenant="", recipient=recipient(number), channel="sms",
-        service="parcels", sender=None, body=None, template=None, variables=None, media=(), intent="", first_due=0.0,
-        due_at=0.0, expires_at=None, order_key=None, on_ambiguous=None, text=TEXT.format(number),
+        id=id, attempt=1, spent=0, lane="parcels", level=3, claim=id, tenant="", recipient=recipient(number),
+        channel="sms", service="parcels", sender=None, body=None, template=None, variables=None, media=(), intent="",
+        first_due=0.0, due_at=0.0, expires_at=None, order_key=None, on_ambiguous=None, text=TEXT.format(number),
     )  # fmt: skip

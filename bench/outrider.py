@@ -1,9 +1,10 @@
 """
 Outrider as shipped: its daemon in a process of its own, a private Postgres with fsync on, the sink as provider.
 
-Pacing, breaker, permission, dispatch log, fenced verdicts and metrics are all on; the senders may speak ten times as fast
-as they can be asked to, so that the daemon is the limit and not the law. A drain finds its rows inserted; it is timed from
-the first acceptance to the last, and what it costs is counted from the moment its leases are held until the queue is empty.
+Pacing, breaker, permission, dispatch log, fenced verdicts and metrics are all on; the senders may speak ten times as
+fast as they can be asked to, so that the daemon is the limit and not the law. A drain finds its rows inserted; it is
+timed from the first acceptance to the last, and what it costs is counted from the moment its leases are held until
+the queue is empty.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bench.load import PATIENCE_S, ROOT, BenchError, cpu_s, cpu_with_children_s
+from bench.load import PATIENCE_S, ROOT, BenchError, cpu_s, cpu_with_children_s, postmaster_pid
 from bench.messages import ACCOUNT_SID, AREAS, RECIPIENT_SQL, TEXT_SQL, TOKEN, recipient, senders
 from daemon import embedded, migrate
 from daemon.database import connect
@@ -44,9 +45,13 @@ SETTINGS = {"max_wal_size": "4GB", "checkpoint_timeout": "30min"}  # no checkpoi
 INSERT = f"""
     INSERT INTO outrider.outbox (recipient, service, intent, body)
     SELECT {RECIPIENT_SQL}, ($4::text[])[k], ($5::text[])[k], {TEXT_SQL}
-      FROM (SELECT n, CASE WHEN n % 10 = 0 THEN 1 ELSE 2 + n % 3 END AS k FROM generate_series($1::int, $2::int) AS n) AS one
+      FROM (SELECT n, CASE WHEN n % 10 = 0 THEN 1 ELSE 2 + n % 3 END AS k
+              FROM generate_series($1::int, $2::int) AS n) AS one
 """  # noqa: S608 (our own constants)
-INSERT_ONE = "INSERT INTO outrider.outbox (recipient, service, intent, body) VALUES ($1, 'logins', 'otp', 'Your code is 123456.')"
+INSERT_ONE = (
+    "INSERT INTO outrider.outbox (recipient, service, intent, body)"
+    " VALUES ($1, 'logins', 'otp', 'Your code is 123456.')"
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,7 +73,7 @@ class Drain:
 async def postgres() -> AsyncIterator[embedded.Server]:
     """A private Postgres, durable, for the whole of the bench."""
     home = Path(tempfile.mkdtemp(prefix="outrider-bench-"))
-    home.chmod(0o711)  # where we are root, Postgres is somebody else
+    os.chmod(home, 0o711)  # noqa: PTH101, S103 (nothing here waits: where we are root, Postgres is somebody else)
     try:
         async with await asyncio.to_thread(embedded.start, home / "postgres", settings=SETTINGS) as server:
             yield server
@@ -95,8 +100,7 @@ class Outrider:
         await admin.execute(f"CREATE DATABASE {name}")
         connection = await connect(server.dsn(name))
         await migrate.migrate(connection, report=lambda _: None)
-        pid = int((server.home / "cluster" / "postmaster.pid").read_text(encoding="ascii").split()[0])
-        one = cls(folder, server.dsn(name), pid, connection)
+        one = cls(folder, server.dsn(name), postmaster_pid(server), connection)
         try:
             yield one
         finally:
@@ -193,10 +197,12 @@ def _config(dsn: str, url: str, in_flight: int) -> str:
         f"[database]\nurl = '{dsn}'",
         "[daemon]\nstate = 'state'\nlog_format = 'json'",
         f"[web.public]\nport = {public}\n[web.operator]\nport = {operator}",
-        f"[providers.sink]\nkind = 'simulator'\nbase_url = '{url}'\naccount_sid = '{ACCOUNT_SID}'\nauth_token_env = 'SINK_TOKEN'",
-        f"connections = {round(in_flight / BULK_SHARE)}",
+        f"[providers.sink]\nkind = 'simulator'\nbase_url = '{url}'\naccount_sid = '{ACCOUNT_SID}'",
+        f"auth_token_env = 'SINK_TOKEN'\nconnections = {round(in_flight / BULK_SHARE)}",
     ]
-    lines += [f"[[senders]]\naddress = '{one}'\nprovider = 'sink'\ntype = 'toll_free'\ncountry = 'US'\nrate = {RATE}" for one in ours]
+    for one in ours:
+        lines.append(f"[[senders]]\naddress = '{one}'\nprovider = 'sink'\ntype = 'toll_free'\nrate = {RATE}")
+        lines.append("country = 'US'")
     for number, name in enumerate(SERVICES):
         lines.append(f"[services.{name}]\nsenders = {ours[number :: len(SERVICES)]}")
     return "\n".join(lines) + "\n"

@@ -1,8 +1,8 @@
 """
 The yardstick: aiohttp's client alone, tuned as far as it goes, posting the same bodies to the same sink.
 
-Bytes as body, URL and headers made beforehand, no cookies, no decompression, no deadline, answers parsed by orjson, and
-the collector calmed as the daemon calms its own. Nothing is claimed, paced, judged or recorded.
+Bytes as body, URL and headers made beforehand, no cookies, no decompression, no deadline, answers parsed by orjson,
+and the collector calmed as the daemon calms its own. Nothing is claimed, paced, judged or recorded.
 
 Run as ``python -m bench.raw URL MESSAGES IN_FLIGHT``; prints one JSON object.
 """

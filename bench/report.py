@@ -1,5 +1,6 @@
 """
-What came of the bench: ratios first, because machines differ and are noisy, and only what ran side by side can be compared.
+What came of the bench: ratios first, because machines differ and are noisy, and only what ran side by side can be
+compared.
 
 Every ratio is taken within one round and then the middle one of all rounds is told, with the least and the most.
 """
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING
 from rich.table import Table
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Sequence
 
     from bench.load import Run
     from bench.outrider import Drain
@@ -116,38 +117,29 @@ class Report:
 
     def _of_figures(self) -> Table:
         table = Table(
-            title=f"{self.messages:,} messages a run, {self.in_flight} in flight: least / middle / most",
+            title=f"The middle of {len(self.rounds)}, {self.messages:,} messages each, {self.in_flight} in flight",
             caption="On this machine, at this hour: compare nothing but ratios.",
             title_justify="left",
         )
-        for name in ("", "messages a second", "CPU ms per 1,000", "of it Postgres", "WAL a message: insert, rest"):
+        for name in ("", "messages/s", "CPU s per 1,000", "WAL bytes a message"):
             table.add_column(name, justify="left" if not name else "right")
-        every = self.rounds
-        table.add_row("bare protocol", _three(one.lean.rate for one in every), _ms(one.lean.cpu for one in every))
-        table.add_row("aiohttp's client", _three(one.raw.rate for one in every), _ms(one.raw.cpu for one in every))
-        if peers := [one.pgqueuer for one in every if one.pgqueuer]:
-            table.add_row("PgQueuer", _three(one.rate for one in peers), _ms(one.cpu for one in peers))
-        drains = [one.outrider for one in every]
-        table.add_row(
-            "Outrider",
-            _three(one.rate for one in drains),
-            _ms(one.cpu + one.cpu_postgres for one in drains),
-            _ms(one.cpu_postgres for one in drains),
-            f"{median(one.wal_insert for one in drains):.0f} B, {median(one.wal for one in drains):.0f} B",
-        )
-        told = "  ".join(f"{name} {value:.1f} ms" for name, value in self.latency_ms.items())
-        table.add_section()
-        table.add_row("commit to provider", told or "not measured")
+        rounds = self.rounds
+        self._add(table, "a bare protocol", [one.lean for one in rounds])
+        self._add(table, "aiohttp's client", [one.raw for one in rounds])
+        self._add(table, "PgQueuer and Postgres", [one.pgqueuer for one in rounds if one.pgqueuer])
+        drains = [one.outrider for one in rounds]
+        self._add(table, "Outrider, its daemon", drains)
+        wal = f"{median(one.wal_insert for one in drains):,.0f} inserted, {median(one.wal for one in drains):,.0f} then"
+        table.add_row("  its Postgres", "", f"{median(one.cpu_postgres for one in drains):.3f}", wal)
+        if self.latency_ms:
+            told = ", ".join(f"{name} {value}" for name, value in self.latency_ms.items())
+            table.add_row("  commit to provider, ms", "", "", told)
         return table
 
-
-def _three(values: Iterable[float]) -> str:
-    several = list(values)
-    return f"{min(several):,.0f} / {median(several):,.0f} / {max(several):,.0f}"
-
-
-def _ms(seconds: Iterable[float]) -> str:
-    return _three(value * 1000 for value in seconds)
+    @staticmethod
+    def _add(table: Table, name: str, runs: Sequence[Run] | Sequence[Drain]) -> None:
+        if runs:
+            table.add_row(name, f"{median(one.rate for one in runs):,.0f}", f"{median(one.cpu for one in runs):.3f}")
 
 
 def _spread(values: Sequence[float]) -> tuple[float, float, float] | None:

@@ -1,11 +1,13 @@
 """
 A provider for load: says yes to everything, as fast as one Python process can, and remembers what it was sent.
 
-It speaks as much of Twilio as a create needs (``POST`` anything, 201, the JSON of a message, a fresh sid each time) and
-sends no receipts. What came is kept as it came and read only when asked: ``GET /`` tells how many and when, ``GET /to``
-when which recipient was written to, ``DELETE /`` forgets. Times are of the monotonic clock, which all processes share.
+It speaks as much of Twilio as a create needs (``POST`` anything, 201, the JSON of a message, a fresh sid each time)
+and sends no receipts. What came is kept as it came and read only when asked: ``GET /`` tells how many and when, ``GET
+/to`` when which recipient was written to, ``DELETE /`` forgets. Times are of the monotonic clock, which all processes
+share.
 
-Run as ``python -m bench.sink``: it prints its address and serves until its stdin ends, so it never outlives its parent.
+Run as ``python -m bench.sink``: it prints its address and serves until its stdin ends, so it never outlives its
+parent.
 """
 
 from __future__ import annotations
@@ -25,12 +27,14 @@ if TYPE_CHECKING:
 
 # 640 bytes of JSON, as long as Twilio's; only the sid changes from answer to answer.
 _MESSAGE = (
-    b'{"account_sid": "AC00000000000000000000000000000000", "api_version": "2010-04-01", "body": "Your parcel is on its way '
-    b'and will be with you today.", "date_created": "Thu, 24 Aug 2023 05:01:45 +0000", "date_sent": null, "date_updated": '
-    b'"Thu, 24 Aug 2023 05:01:45 +0000", "direction": "outbound-api", "error_code": null, "error_message": null, "from": null, '
-    b'"num_media": "0", "num_segments": "1", "price": null, "price_unit": null, "messaging_service_sid": null, "sid": '
-    b'"SM%032x", "status": "queued", "subresource_uris": {"media": "/2010-04-01/Accounts/AC00000000000000000000000000000000'
-    b'/Messages/Media.json"}, "tags": null, "to": null, "uri": "/2010-04-01/Messages.json"}'
+    b'{"account_sid": "AC00000000000000000000000000000000", "api_version": "2010-04-01", "body": "Your parcel is on '
+    b'its way and will be with you today.", "date_created": "Thu, 24 Aug 2023 05:01:45 +0000", "date_sent": null, '
+    b'"date_updated": "Thu, 24 Aug 2023 05:01:45 +0000", "direction": "outbound-api", "error_code": null, '
+    b'"error_message": null, "from": null, "num_media": "0", "num_segments": "1", "price": null, '
+    b'"price_unit": null, "messaging_service_sid": null, "sid": "SM%032x", "status": "queued", "subresource_uris": '
+    b'{"media": '
+    b'"/2010-04-01/Accounts/AC00000000000000000000000000000000/Messages/Media.json"}, "tags": null, "to": null, '
+    b'"uri": "/2010-04-01/Messages.json"}'
 )
 _HEAD = "HTTP/1.1 {} OK\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n"
 _CREATED = _HEAD.format(201, len(_MESSAGE % 0)).encode() + _MESSAGE

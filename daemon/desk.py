@@ -62,6 +62,7 @@ class Desk:
         self.lanes |= {f"@{address}": group.name for group in groups for address in group.senders}
         # Those of removed senders stay known: something of theirs may be on the wire, or in doubt.
         self._providers |= {sender.address: sender.provider for sender in settings.senders}
+        self._patience: dict[str, Patience] = {}  # by intent, as the courier meets them
         self._known = Known(
             services=frozenset(settings.services),
             senders=frozenset(sender.address for sender in settings.senders),
@@ -74,9 +75,9 @@ class Desk:
         return self._wall() + self.skew_s
 
     def warm(self) -> None:
-        """Compile the numbering plans our senders speak to now (+1 takes 75 ms), not at the first login code."""
-        for sender in self.settings.senders:
-            address.plausible(sender.address)
+        """Compile the numbering plans of our senders' countries now (+1 takes 75 ms), not at the first login code."""
+        for country in {sender.country for sender in self.settings.senders if sender.country}:
+            address.warm(country)
 
     # What is asked of a message, in the order in which the courier asks.
 
@@ -161,7 +162,10 @@ class Desk:
 
     def patience(self, message: Message) -> Patience:
         """How often and how patiently its intent is retried."""
-        return self.settings.intent(message.intent).patience
+        known = self._patience.get(message.intent)
+        if known is None:
+            known = self._patience[message.intent] = self.settings.intent(message.intent).patience
+        return known
 
     def callback_url(self, message: Message, provider: str) -> str:
         """Where receipts of this attempt shall come: its token tells whose they are."""

@@ -113,6 +113,7 @@ class Engine:
     def reload(self, settings: Settings) -> None:
         """Take up *settings*: debt and logs are kept, and judged by the new rates."""
         self.settings = settings
+        self._settled_groups = settings.groups()  # 150 µs for 200 senders, and asked for with every claim
         self.desk.reload(settings)
         self.lanes.reload([_sender(sender) for sender in settings.senders])
         self.router.reload(
@@ -190,7 +191,7 @@ class Engine:
             return []
         return [
             Wish(group.name, lane, level, min(room, BATCH))
-            for group in self.settings.groups()
+            for group in self._settled_groups
             if self.leases.may_write(group.name)
             for lane, senders in self._lanes_of(group.services, group.senders)
             if (free := self._free(senders, now))
@@ -207,6 +208,8 @@ class Engine:
         return lanes
 
     def _free(self, senders: tuple[str, ...], now: float) -> list[str]:
+        if not self.router.hindered():
+            return list(senders)
         return [address for address in senders if self.router.blocked(self.lanes[address].sender, now) is None]
 
     def _room(self, senders: list[str], level: int) -> int:
@@ -219,7 +222,7 @@ class Engine:
         return room
 
     def _groups(self) -> list[str]:
-        return [] if self.desk.held else [group.name for group in self.settings.groups()]
+        return [] if self.desk.held else [group.name for group in self._settled_groups]
 
     async def _publish_levels(self) -> None:
         levels = {word.value: intent.level for word, intent in self.settings.intents.items()}

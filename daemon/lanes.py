@@ -115,7 +115,7 @@ class Lane:
 
     def ahead_of(self, level: int) -> int:
         """Segments in hand that a newcomer of *level* would wait for."""
-        return sum(self.waiting[:level]) + self.going
+        return self.backlog if level == 3 else sum(self.waiting[:level]) + self.going
 
     def reckon(self, now: float) -> None:
         """Foretell when everything in hand will have left."""

@@ -74,7 +74,7 @@ class Router:
         """The route of *message*."""
         region = self._desk.region(message)
         pool = Pool((message.sender,)) if message.sender else self._pools[message.service]
-        if len(pool.senders) > 1 and not pool.sticky and not self._hindered():
+        if len(pool.senders) > 1 and not pool.sticky and not self.hindered():
             alike = self._alike(message.service, region)
             if alike:
                 lane = self._first_free(alike)
@@ -94,10 +94,11 @@ class Router:
         known = self._fitting.get((service, region))
         if known is None:
             senders = routing.fit([self._lanes[address].sender for address in self._pools[service].senders], region)
-            known = self._fitting[service, region] = [self._lanes[one] for one in sorted(one.address for one in senders)]
+            known = [self._lanes[address] for address in sorted(sender.address for sender in senders)]
+            self._fitting[service, region] = known
         return known
 
-    def _hindered(self) -> bool:
+    def hindered(self) -> bool:
         """Whether any sender may be blocked: then all are looked at, one by one."""
         if self.resting or any(gate.quota() == 0 for gate in self._gates.values()):
             return True

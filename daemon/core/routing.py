@@ -86,7 +86,8 @@ def choose(
     chosen = min(alike, key=lambda sender: (waits[sender.address], sender.address))
     rank = _rank(chosen.kind, chosen.country, recipient_region)
     where = "home" if rank < 10 else "US" if rank < 20 else "foreign"
-    return Choice(chosen, f"{where} {chosen.kind}, free in {waits[chosen.address]:.1f} s, the least of {len(alike)} alike")
+    wait_s = waits[chosen.address]
+    return Choice(chosen, f"{where} {chosen.kind}, free in {wait_s:.1f} s, the least of {len(alike)} alike")
 
 
 def fit(senders: Iterable[Sender], region: str | None) -> list[Sender]:

@@ -6,7 +6,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from phonenumbers import COUNTRY_CODE_TO_REGION_CODE, PhoneMetadata, PhoneNumberFormat, PhoneNumberType
 
-from daemon.core.address import LENGTH_MAX, PHONE_CHANNELS, Address, Unreadable, mask, plausible, read
+from daemon.core.address import LENGTH_MAX, PHONE_CHANNELS, Address, Unreadable, home, mask, plausible, read
 
 
 def _examples() -> list[str]:
@@ -87,6 +87,21 @@ def test_plausible_is_exactly_valid(recipient: str) -> None:
 @example("+999123456789")
 def test_plausible_is_exact_for_any_text(recipient: str) -> None:
     assert plausible(recipient) == _truth(recipient)
+
+
+def test_the_home_of_every_example_is_the_one_it_is_read_with() -> None:
+    for number in EXAMPLES + PREFIXED:
+        found = read(number, "sms")
+        at_home = isinstance(found, Address) and found.e164 == number
+        assert home(number) == ((found.region or "") if at_home and isinstance(found, Address) else None), number
+
+
+@given(near_misses())
+def test_the_home_of_any_number_is_the_one_it_is_read_with(recipient: str) -> None:
+    found = read(recipient, "sms")
+    if plausible(recipient):
+        assert isinstance(found, Address)
+        assert home(recipient) == (found.region or "")
 
 
 @given(near_misses())

@@ -124,6 +124,11 @@ class Stage:
                     raise AssertionError(f"not ready: {self.log.read_text()[-3000:]}")
                 await asyncio.sleep(0.02)
 
+    @property
+    def pid(self) -> int:
+        assert self._process is not None
+        return self._process.pid
+
     async def kill(self) -> None:
         """kill -9."""
         assert self._process is not None

@@ -49,12 +49,19 @@ def database(shared_database: tuple[str, asyncio.Runner, asyncpg.Connection[asyn
     runner.run(connection.execute(EMPTY))
 
 
-@pytest.fixture
-def own_database(postgres: Cluster) -> Iterator[str]:
-    """The DSN of a database of the test's own: it may change the schema."""
-    name = postgres.clone()
-    yield postgres.server.dsn(name)
-    postgres.drop(name)
+@pytest_asyncio.fixture
+async def own(postgres: Cluster) -> AsyncIterator[Callable[..., Awaitable[asyncpg.Connection[asyncpg.Record]]]]:
+    """Opens connections to a database of the test's own: it may change the schema."""
+    name = await asyncio.to_thread(postgres.clone)
+    async with AsyncExitStack() as stack:
+
+        async def open_one(**settings: str) -> asyncpg.Connection[asyncpg.Record]:
+            connection = await asyncpg.connect(postgres.server.dsn(name), server_settings=settings)
+            stack.push_async_callback(connection.close)
+            return connection
+
+        yield open_one
+    await asyncio.to_thread(postgres.drop, name)
 
 
 @pytest_asyncio.fixture

@@ -185,7 +185,7 @@ CREATE TABLE outrider.inbound (
 
 -- Keys outlive their message. digest: sha256 of tenant and key, so that no key is too long for an index.
 CREATE FUNCTION outrider.key_digest(tenant text, key text) RETURNS bytea
-    LANGUAGE sql IMMUTABLE PARALLEL SAFE
+    LANGUAGE sql STABLE PARALLEL SAFE
     -- The length keeps the two apart, whatever characters they hold: no tenant can guess itself into another's keys.
     RETURN sha256(convert_to(length(coalesce(tenant, '')) || ':' || coalesce(tenant, '') || key, 'UTF8'));
 

@@ -1,0 +1,85 @@
+"""The bench: that a short run of it measures what it says, and that a long one would be told if anything were lost."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from bench.load import Run
+from bench.messages import MESSAGES_MAX, recipient, requests
+from bench.outrider import Drain
+from bench.report import Report, Round
+from daemon.core.address import plausible
+
+ROOT = Path(__file__).resolve().parents[2]
+RUN = Run(messages=100, rate=2_000.0, cpu=0.2, distinct=100)
+DRAIN = Drain(
+    messages=100, rate=1_000.0, cpu=0.4, distinct=100, settled=100, emptied_s=0.1, cpu_postgres=0.1, wal_insert=700.0,
+    wal=450.0,
+)  # fmt: skip
+ROUND = Round(lean=replace(RUN, rate=20_000.0), raw=RUN, outrider=DRAIN)
+
+
+def report(*rounds: Round) -> Report:
+    return Report(messages=100, in_flight=8, rounds=rounds, latency_ms={}, postgres="18")
+
+
+def test_a_ratio_is_taken_within_its_round() -> None:
+    quick = replace(ROUND, raw=replace(RUN, rate=4_000.0), outrider=replace(DRAIN, rate=3_000.0))
+
+    assert report(ROUND, quick, quick).spread()["raw_aiohttp"] == (0.5, 0.75, 0.75)
+
+
+def test_what_did_not_run_has_no_ratio() -> None:
+    document = report(ROUND).document()
+
+    assert document["ratios"] == {"pgqueuer": None, "procrastinate": None, "raw_aiohttp": 0.5, "raw_protocol": 0.05}
+    assert document["sink_headroom"] == 10.0
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        replace(ROUND, outrider=replace(DRAIN, messages=101)),  # one twice
+        replace(ROUND, outrider=replace(DRAIN, distinct=99)),  # one lost, another twice
+        replace(ROUND, outrider=replace(DRAIN, settled=99)),  # sent, and not written down
+        replace(ROUND, raw=replace(RUN, messages=99, distinct=99)),
+    ],
+)
+def test_a_lost_or_repeated_message_spoils_the_run(bad: Round) -> None:
+    assert report(ROUND).ok
+    assert not report(ROUND, bad).ok
+
+
+def test_everybody_has_another_number_and_each_is_valid() -> None:
+    people = {recipient(number) for number in range(MESSAGES_MAX)}
+
+    assert len(people) == MESSAGES_MAX
+    assert all(plausible(recipient(number)) for number in range(0, MESSAGES_MAX, 997))
+    assert len({request.body for request in requests("http://127.0.0.1:1", 300)}) == 300
+
+
+@pytest.mark.timeout(60)
+def test_a_short_run_tells_every_figure_and_loses_nothing() -> None:
+    done = subprocess.run(
+        [sys.executable, *"-m bench --rounds 1 --messages 300 --in-flight 16 --codes 0.5 --json".split()],
+        cwd=ROOT, capture_output=True, text=True, timeout=55, check=False,
+    )  # fmt: skip
+
+    assert done.returncode == 0, done.stderr[-4000:]
+    found = json.loads(done.stdout)
+    assert {"pgqueuer", "procrastinate", "raw_aiohttp", "raw_protocol"} <= found["ratios"].keys()
+    assert found["ratios"]["raw_aiohttp"] > 0
+    assert found["latency_ms"].keys() == {"p50", "p95", "p99"}
+    (one,) = found["rounds"]
+    for who in ("lean", "raw", "outrider"):
+        assert one[who]["messages"] == one[who]["distinct"] == 300
+    assert one["outrider"]["settled"] == 300
+    assert one["outrider"]["wal_insert"] > 0
+    assert one["outrider"]["cpu_postgres"] > 0
+    assert "aiohttp's client alone" in done.stderr

@@ -1,0 +1,206 @@
+"""Lines to a real Postgres that is taken away: trouble is told as DatabaseDown, and the line comes back."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+import asyncpg
+import pytest
+
+from daemon import identity
+from daemon.database import WORDS_MAX, DatabaseDown, Ear, Line, dial, first_of, sleep_unless, storable
+from tests.shell.parts import line
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tests.conftest import Cluster
+
+    Connection = asyncpg.Connection[asyncpg.Record]
+
+NOBODY = "postgresql://nobody@127.0.0.1:1/none"
+
+
+async def cut_all(connection: Connection) -> None:
+    await connection.execute(
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+        " WHERE datname = current_database() AND pid <> pg_backend_pid()"
+    )
+
+
+async def test_a_terminated_backend_is_told_once_and_then_all_is_well(database: str, connection: Connection) -> None:
+    async with line(database, "lanes") as made:
+        assert await made.fetch("lanes") == []
+        await cut_all(connection)
+        with pytest.raises(DatabaseDown):
+            await made.fetch("lanes")
+        assert not made.up
+        assert await made.fetch("lanes") == []
+        assert made.up
+        assert (await made.ask("SELECT 1 AS one"))[0]["one"] == 1
+
+
+async def test_a_backend_terminated_in_the_middle_is_told(database: str, connection: Connection) -> None:
+    async with line(database) as made:
+        asking = asyncio.create_task(made.ask("SELECT pg_sleep(30)"))
+        while not await connection.fetchval("SELECT count(*) FROM pg_stat_activity WHERE query LIKE '%pg_sleep(30)'"):
+            await asyncio.sleep(0.01)
+        await cut_all(connection)
+        with pytest.raises(DatabaseDown):
+            await asking
+        assert await made.ask("SELECT 1")
+
+
+async def test_nobody_there_is_told_by_lines_and_dials(database: str) -> None:
+    async with line(NOBODY, "lanes") as made:
+        for _ in range(2):
+            with pytest.raises(DatabaseDown):
+                await made.fetch("lanes")
+    with pytest.raises(DatabaseDown):
+        await dial(NOBODY)
+
+
+async def test_a_statement_that_fails_leaves_the_line_up(database: str, connection: Connection) -> None:
+    async with line(database) as made:
+        await made.ask("SELECT set_config('lock_timeout', '20ms', false)")
+        async with connection.transaction():
+            await connection.execute("LOCK TABLE outrider.lease")
+            with pytest.raises(DatabaseDown):
+                await made.ask("SELECT FROM outrider.lease FOR SHARE")
+        assert made.up
+        assert (await made.ask("SHOW lock_timeout"))[0][0] == "20ms"  # the same connection
+
+
+async def test_our_own_mistake_is_not_called_trouble_of_the_database(database: str) -> None:
+    async with line(database) as made:
+        with pytest.raises(asyncpg.PostgresSyntaxError):
+            await made.ask("SELEC")
+        with pytest.raises(asyncpg.DataError):
+            await made.ask("SELECT $1::integer", "nought")
+        assert await made.ask("SELECT 1")
+
+
+async def test_a_cancelled_wait_leaves_a_line_that_works(database: str) -> None:
+    async with line(database) as made:
+        asking = asyncio.create_task(made.ask("SELECT pg_sleep(30)"))
+        await asyncio.sleep(0.1)
+        asking.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await asking
+        try:
+            found = await made.ask("SELECT 1 AS one")
+        except DatabaseDown:
+            found = await made.ask("SELECT 1 AS one")
+        assert found[0]["one"] == 1
+
+
+async def test_one_statement_at_a_time(database: str) -> None:
+    async with line(database) as made:
+        found = await asyncio.gather(*(made.ask("SELECT $1::integer AS n", n) for n in range(20)))
+        assert [rows[0]["n"] for rows in found] == list(range(20))
+
+
+async def test_a_changed_table_is_met_with_a_new_statement(database: str, connection: Connection) -> None:
+    """As when a migration runs beside the daemon: the prepared statement returns another row than it did."""
+    async with line(database, "signals") as made:
+        await made.fetch("signals", "0")
+        await connection.execute("ALTER TABLE outrider.signal ALTER COLUMN kind TYPE varchar(20)")
+        with pytest.raises(DatabaseDown):
+            await made.fetch("signals", "0")
+        assert await made.fetch("signals", "0")
+
+
+async def test_an_ear_hears_and_dials_again(database: str, connection: Connection) -> None:
+    heard = asyncio.Event()
+    stop = asyncio.Event()
+    listening = asyncio.create_task(Ear(database, heard.set).run(stop))
+    async with asyncio.timeout(10):
+        for _ in range(2):
+            await heard.wait()  # it looks at once when it begins to listen
+            heard.clear()
+            await connection.execute("NOTIFY outrider")
+            await heard.wait()
+            heard.clear()
+            await cut_all(connection)
+        await heard.wait()
+        stop.set()
+        await listening
+
+
+@pytest.mark.parametrize(
+    "text", ["a\0b", "\ud800", "ok", "", None, "line\nbreak", "x" * 5_000, "\N{GRINNING FACE}" * 600]
+)
+async def test_what_is_storable_can_be_stored(connection: Connection, text: str | None) -> None:
+    kept = storable(text)
+    assert await connection.fetchval("SELECT $1::text", kept) == kept
+    assert kept is None or len(kept) <= WORDS_MAX
+    if text in {"ok", "", None, "line\nbreak"}:
+        assert kept == text
+
+
+async def test_waiting_ends_when_told() -> None:
+    stop, other = asyncio.Event(), asyncio.Event()
+    assert not await sleep_unless(stop, 0.001)
+    assert not await sleep_unless(stop, 0.0)
+    asyncio.get_running_loop().call_later(0.01, stop.set)
+    assert await sleep_unless(stop, 60)
+    await first_of(other, stop)
+
+
+async def test_a_copied_database_holds_until_told(postgres: Cluster, database: str, connection: Connection) -> None:
+    name = await connection.fetchval("SELECT current_database()")
+    async with line(database) as made:
+        first = await identity.at_home(made)
+        assert first.stranger is None
+        assert await identity.at_home(made) == first
+    await connection.close()
+    copy = f"{name}_copy"
+    await asyncio.to_thread(postgres._run, postgres._admin.execute(f"CREATE DATABASE {copy} TEMPLATE {name}"))
+    try:
+        async with line(postgres.server.dsn(copy)) as made:
+            found = await identity.at_home(made)
+            assert found.stranger is not None
+            assert "restored beside the original" in found.stranger
+            assert found.token_key == first.token_key
+    finally:
+        await asyncio.to_thread(postgres.drop, copy)
+
+
+@pytest.mark.parametrize(
+    ("fact", "meaning"), [("system_identifier", "another server"), ("timeline", "a standby was promoted")]
+)
+async def test_another_server_or_timeline_holds_too(
+    database: str, connection: Connection, fact: str, meaning: str
+) -> None:
+    async with line(database) as made:
+        await identity.at_home(made)
+        await connection.execute(f"UPDATE outrider.home SET {fact} = {fact} + 1")
+        found = await identity.at_home(made)
+        assert found.stranger is not None
+        assert meaning in found.stranger
+
+
+def test_an_instance_keeps_its_name(tmp_path: Path) -> None:
+    assert identity.instance_id(tmp_path / "state") == identity.instance_id(tmp_path / "state")
+    assert identity.instance_id(tmp_path / "state") != identity.instance_id(tmp_path / "other")
+
+
+async def test_a_line_whose_statements_cannot_be_prepared_keeps_no_connection(
+    database: str, connection: Connection
+) -> None:
+    made = Line("test", database, statements=("lanes",))
+    await connection.execute("ALTER TABLE outrider.queue RENAME TO queued")
+    for _ in range(3):
+        with pytest.raises(asyncpg.UndefinedTableError):
+            await made.fetch("lanes")
+    await asyncio.sleep(0.1)
+    assert (
+        await connection.fetchval(
+            "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'outrider' AND datname = current_database()"
+        )
+        == 0
+    )
+    await connection.execute("ALTER TABLE outrider.queued RENAME TO queue")
+    assert await made.fetch("lanes") == []
+    await made.close()

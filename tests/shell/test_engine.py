@@ -1,0 +1,534 @@
+"""Outbox, ledger, leases and recovery on a real Postgres: nothing taken twice, nothing lost, nothing fenced forgotten."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING
+from uuid import UUID, uuid4
+
+import asyncpg
+import pytest
+
+from daemon.core.lifecycle import RANKS, Status
+from daemon.core.outcome import Accepted, Fault, Rejected, Uncertain
+from daemon.core.verdict import Again, Doubt, Ended, Handed
+from daemon.database import DatabaseDown
+from daemon.ledger import Exchange, Word, recalled, word
+from daemon.outbox import Wish
+from tests.shell.parts import OTHER, US, Wound, engine, settings
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from contextlib import AbstractAsyncContextManager
+    from pathlib import Path
+
+    from daemon.clock import Clock
+    from daemon.core.message import Message
+    from daemon.core.verdict import Verdict
+    from daemon.engine import Engine
+    from daemon.settings import Settings
+
+    Connection = asyncpg.Connection[asyncpg.Record]
+    House = Callable[..., AbstractAsyncContextManager[Engine]]
+
+
+@pytest.fixture
+def house(database: str, tmp_path: Path) -> House:
+    """Engines of one database, each in a folder named after it."""
+
+    def of(
+        name: str = "one", *, owner: UUID | None = None, clock: Clock | None = None, configured: Settings | None = None
+    ) -> AbstractAsyncContextManager[Engine]:
+        (tmp_path / name).mkdir(exist_ok=True)
+        return engine(database, tmp_path / name, owner=owner, clock=clock, configured=configured)
+
+    return of
+
+
+async def insert(connection: Connection, count: int = 1, **columns: object) -> list[UUID]:
+    columns = {"service": "default", "intent": "marketing", "body": "hello", **columns}
+    marks = ", ".join(f"${number}" for number in range(2, 2 + len(columns)))
+    rows = await connection.fetch(
+        f"INSERT INTO outrider.outbox (recipient, {', '.join(columns)})"
+        f" SELECT '+1202' || (5550000 + n)::text, {marks} FROM generate_series(1, $1::integer) AS n RETURNING id",
+        count,
+        *columns.values(),
+    )
+    return [row["id"] for row in rows]
+
+
+async def claimed(made: Engine, *, room: int = 100, level: int = 3, lane: str = "default") -> list[Message]:
+    """What a claim brings now."""
+    taken: list[Message] = []
+    made.outbox._deliver = taken.append
+    made.outbox._wishes = lambda _levels: [Wish(US, lane, level, room)]
+    await made.outbox._take(frozenset({level}))
+    return taken
+
+
+async def written(made: Engine, *said: tuple[Message, Verdict]) -> None:
+    await made.ledger.write([word(one, one.group, verdict, now=made.desk.now()) for one, verdict in said])
+
+
+async def states(connection: Connection) -> dict[str, int]:
+    rows = await connection.fetch("SELECT status, count(*) FROM outrider.message GROUP BY 1")
+    return {row["status"]: row["count"] for row in rows}
+
+
+def sent(made: Engine, one: Message, outcome: Accepted | Uncertain | None = None) -> Exchange:
+    made.journal.dispatched(one.id, one.attempt, US, 1, made._clock.tick())
+    return Exchange("sim", US, outcome or Accepted("SM1"), 0.1)
+
+
+# The outbox.
+
+
+async def test_rows_are_taken_once_and_in_order(house: House, connection: Connection) -> None:
+    ids = await insert(connection, 10)
+    async with house() as made:
+        await made.leases._take()
+        first, second, third = [await claimed(made, room=4) for _ in range(3)]
+        assert [one.id for one in first + second + third] == ids
+        assert await claimed(made) == []
+        assert made.outbox.in_hand == 10
+        assert first[0].group == US
+        await written(made, *((one, Handed(Accepted("SM1"))) for one in first + second + third))
+        assert made.outbox.in_hand == 0
+    assert await connection.fetchval("SELECT count(*) FROM outrider.claim") == 0
+    assert await states(connection) == {"accepted": 10}
+
+
+async def test_a_row_that_came_back_and_was_taken_again_is_held_until_its_second_word(
+    house: House, connection: Connection
+) -> None:
+    """The ledger's word on the first try may be late: it must not let go of the second, which is on its way."""
+    await insert(connection)
+    async with house() as made:
+        await made.leases._take()
+        (first,) = await claimed(made)
+        again = word(first, US, Again(made.desk.now() - 1, "try again", spent=False), now=made.desk.now())
+        await connection.execute(  # as giveback has done, and settle has not answered yet
+            "UPDATE outrider.queue SET attempts = 1, due_at = clock_timestamp() WHERE id = $1", first.id
+        )
+        (second,) = await claimed(made)
+        assert (second.id, second.attempt) == (first.id, 2)
+        assert made.outbox.closing([again]) == [first.claim]
+        made.outbox.released([again])
+        assert made.outbox.in_hand == 1
+        made.outbox.rewind("default", 3, datetime.fromtimestamp(second.due_at, UTC) - timedelta(hours=1))
+        assert await claimed(made) == []
+        assert made.outbox.closing([word(second, US, Ended(Status.DEAD, ""), now=0.0)]) == [second.claim]
+
+
+async def test_what_was_committed_late_is_found_by_the_sweep(
+    house: House, connection: Connection, database: str
+) -> None:
+    late = await asyncpg.connect(database)
+    async with house() as made:
+        await made.leases._take()
+        open_one = late.transaction()
+        await open_one.start()
+        (early,) = await insert(late)
+        (other,) = await insert(connection)
+        assert [one.id for one in await claimed(made)] == [other]
+        await open_one.commit()
+        assert await claimed(made) == []  # it lies before the mark
+        await made.outbox._sweep()
+        assert [one.id for one in await claimed(made)] == [early]
+    await late.close()
+
+
+async def test_what_becomes_ready_while_a_claim_is_under_way_is_not_forgotten(
+    house: House, connection: Connection
+) -> None:
+    await insert(connection)
+    async with house() as made:
+        await made.leases._take()
+        (early,) = await claimed(made)
+        await insert(connection)
+        real, line = made.outbox._line.fetch, made.outbox._line
+
+        async def fetch(name: str, *arguments: object) -> list[asyncpg.Record]:
+            rows = await real(name, *arguments)
+            made.outbox.rewind("default", 3, rows[0]["due_at"] - timedelta(seconds=10))  # a successor was freed
+            return rows
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(line, "fetch", fetch)
+            await claimed(made)
+        assert made.outbox._marks["default", 3].timestamp() < early.due_at + 1
+        assert made.outbox._wake.is_set()
+
+
+async def test_a_claim_whose_answer_was_lost_is_disowned(house: House, connection: Connection) -> None:
+    await insert(connection, 3)
+    async with house() as made:
+        await made.leases._take()
+        real = made.outbox._line.fetch
+
+        async def fetch(name: str, *arguments: object) -> list[asyncpg.Record]:
+            await real(name, *arguments)
+            raise DatabaseDown("the connection was lost after COMMIT")
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(made.outbox._line, "fetch", fetch)
+            with pytest.raises(DatabaseDown):
+                await claimed(made)
+        assert await states(connection) == {"sending": 3}
+        kept = await claimed(made, room=1)
+        assert await connection.fetchval("SELECT count(*) FROM outrider.claim") == 2
+        await made.outbox._tidy()
+        assert await connection.fetch("SELECT id FROM outrider.claim") == [(kept[0].claim,)]
+        assert await states(connection) == {"sending": 1, "queued": 2}
+
+
+async def test_the_outbox_looks_again_when_the_database_is_back(house: House, connection: Connection) -> None:
+    async with house() as made:
+        await made.leases._take()
+        taken: list[Message] = []
+        made.outbox._deliver = taken.append
+        stop = asyncio.Event()
+        running = asyncio.create_task(made.outbox.run(stop))
+        await insert(connection)
+        async with asyncio.timeout(20):
+            while len(taken) < 1:
+                await asyncio.sleep(0.01)
+            await connection.execute(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+                " WHERE datname = current_database() AND application_name = 'outrider'"
+            )
+            await insert(connection)
+            while len(taken) < 2:
+                await asyncio.sleep(0.01)
+        stop.set()
+        await running
+        assert made.outbox.in_hand_by_level() == {3: 2}
+
+
+async def test_urgent_rows_have_room_of_their_own(house: House, connection: Connection) -> None:
+    await insert(connection, 20)
+    await insert(connection, 1, intent="otp")
+    async with house() as made:
+        await made.leases._take()
+        made.outbox._in_hand_max = 8
+        assert len(await claimed(made, room=50)) == 8
+        assert await claimed(made, room=50) == []
+        assert len(await claimed(made, level=1)) == 1
+
+
+# The ledger.
+
+
+async def test_a_verdict_survives_an_outage_and_is_written_once(house: House, connection: Connection) -> None:
+    await insert(connection, 5)
+    async with house() as made:
+        await made.leases._take()
+        taken = await claimed(made)
+        real, down = made.settlements.fetch, 3
+
+        async def fetch(name: str, *arguments: object) -> list[asyncpg.Record]:
+            nonlocal down
+            if down:
+                down -= 1
+                if name == "settle":
+                    await real(name, *arguments)  # the COMMIT came through, its answer did not
+                raise DatabaseDown("gone")
+            return await real(name, *arguments)
+
+        made.settlements.fetch = fetch  # type: ignore[method-assign]
+        stop = asyncio.Event()
+        running = asyncio.create_task(made.ledger.run(stop))
+        for one in taken[:4]:
+            made.ledger.put(word(one, US, Handed(Accepted("SM1")), now=made.desk.now(), exchange=sent(made, one)))
+        made.ledger.put(word(taken[4], US, Again(made.desk.now() + 60, "later", spent=True), now=made.desk.now()))
+        assert made.ledger.pending == 5
+        stop.set()
+        async with asyncio.timeout(20):
+            await running
+        assert made.ledger.pending == 0
+        assert made.outbox.in_hand == 0
+        assert not any(made.journal.knows(one.id, one.attempt) for one in taken)
+    assert await states(connection) == {"accepted": 4, "queued": 1}
+    assert await connection.fetchval("SELECT count(*) FROM outrider.claim") == 0
+
+
+async def test_an_acceptance_under_a_lost_lease_is_never_thrown_away(house: House, connection: Connection) -> None:
+    await insert(connection, 2)
+    async with house() as made:
+        await made.leases._take()
+        accepted, doubtful = await claimed(made)
+        await connection.execute("UPDATE outrider.lease SET owner = $1, epoch = epoch + 1", uuid4())
+        await made.ledger.write(
+            [
+                word(accepted, US, Handed(Accepted("SM1")), now=made.desk.now(), exchange=sent(made, accepted)),
+                word(
+                    doubtful, US, Doubt("no answer"), now=made.desk.now(), exchange=sent(made, doubtful, Uncertain("?"))
+                ),
+            ]
+        )
+        # The doubt was not ours to write; the claim that tells the next holder of it must stay.
+        assert await connection.fetchval("SELECT reference FROM outrider.outcome WHERE id = $1", accepted.id) == "SM1"
+        assert await connection.fetchval("SELECT state FROM outrider.queue WHERE id = $1", doubtful.id) == "ready"
+        assert await connection.fetchval("SELECT count(*) FROM outrider.claim WHERE $1 = ANY (ids)", doubtful.id) == 1
+        assert made.outbox.in_hand == 0
+        assert (
+            await connection.fetchval("SELECT outcome FROM outrider.attempt WHERE id = $1", doubtful.id) == "uncertain"
+        )
+
+
+async def test_a_providers_words_never_hold_up_the_others(house: House, connection: Connection) -> None:
+    await insert(connection, 3)
+    async with house() as made:
+        await made.leases._take()
+        one, two, three = await claimed(made)
+        bad = Rejected(Fault.CONTENT, "1\0", "no\0 \ud800 " + "x" * 9_000)
+        said = [
+            word(one, US, Handed(Accepted("SM\0", segments=10**9)), now=made.desk.now(), exchange=sent(made, one)),
+            word(two, US, Ended(Status.FAILED, bad.reason, bad.code), now=made.desk.now(), exchange=sent(made, two)),
+            word(three, US, Doubt("\ud800"), now=made.desk.now(), exchange=sent(made, three, Uncertain("\ud800"))),
+        ]
+        for each in said:
+            made.ledger.put(each)
+        stop = asyncio.Event()
+        stop.set()
+        async with asyncio.timeout(10):
+            await made.ledger.run(stop)
+    assert await states(connection) == {"accepted": 1, "failed": 1, "unknown": 1}
+
+
+async def test_a_full_disk_costs_the_journal_and_not_the_verdict(
+    house: House, connection: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await insert(connection)
+    async with house() as made:
+        await made.leases._take()
+        (one,) = await claimed(made)
+
+        def full(*_args: object) -> None:
+            raise OSError("No space left on device")
+
+        monkeypatch.setattr(made.journal, "answered", full)
+        made.ledger.put(word(one, US, Handed(Accepted("SM1")), now=made.desk.now(), exchange=sent(made, one)))
+        stop = asyncio.Event()
+        stop.set()
+        await made.ledger.run(stop)
+    assert await states(connection) == {"accepted": 1}
+
+
+def test_a_word_of_another_version_is_still_read() -> None:
+    id = uuid4()
+    said = recalled(
+        {"status": "accepted", "attempt": 2, "rank": 10, "colour": "red", "id": "?", "grp": "old"}, id, "new"
+    )
+    assert said == Word(grp="new", id=id, attempt=2, status="accepted", rank=10)
+
+
+# Leases.
+
+
+async def test_one_speaks_and_the_other_waits_until_the_lease_has_run_out(house: House, connection: Connection) -> None:
+    async with house("one") as first, house("two") as second:
+        await first.leases._take()
+        await second.leases._take()
+        assert (dict(first.leases.held), dict(second.leases.held)) == ({US: 1}, {})
+        assert first.leases.may_write(US)
+        assert not second.leases.may_write(US)
+        await connection.execute("UPDATE outrider.lease SET until = clock_timestamp() - interval '1 ms'")
+        await first.leases._renew()  # late, but nobody has taken it
+        await second.leases._take()
+        assert not second.leases.held
+        await connection.execute("UPDATE outrider.lease SET until = clock_timestamp() - interval '1 ms'")
+        await second.leases._take()
+        assert dict(second.leases.held) == {US: 2}
+        await first.leases._renew()
+        assert not first.leases.held
+        assert not first.leases.may_write(US)
+
+
+async def test_no_write_starts_that_could_end_after_the_lease(house: House) -> None:
+    clock = Wound()
+    async with house(clock=clock) as made:
+        await made.leases._take()
+        clock.go(7.9)
+        assert made.leases.may_write(US)
+        clock.go(0.2)
+        assert not made.leases.may_write(US)
+        assert made.wishes(frozenset({3})) == []
+        await made.leases._renew()
+        assert made.leases.may_write(US)
+
+
+async def test_a_lease_is_long_enough_for_the_slowest_exchange(house: House, connection: Connection) -> None:
+    async with house() as made:
+        made.leases.__init__(  # type: ignore[misc]  # as with timeout_s = 120
+            made.chores, owner=made.owner, groups=made._groups, reconcile=made.recovery.reconcile,
+            tick=made._clock.tick, exchange_s=120.0, in_hand=made.outbox.holds,
+        )  # fmt: skip
+        await made.leases._take()
+        assert made.leases.may_write(US)
+        left = await connection.fetchval(
+            "SELECT extract(epoch FROM until - clock_timestamp())::float8 FROM outrider.lease"
+        )
+        assert left > 120
+
+
+async def test_a_lease_is_given_back_only_with_empty_hands(house: House, connection: Connection) -> None:
+    await insert(connection)
+    async with house() as made:
+        await made.leases._take()
+        taken = await claimed(made)
+        await made.leases.drop()
+        assert await connection.fetchval("SELECT until > clock_timestamp() FROM outrider.lease")
+        await written(made, *((one, Ended(Status.FAILED, "so")) for one in taken))
+        await made.leases.drop()
+        assert not await connection.fetchval("SELECT until > clock_timestamp() FROM outrider.lease")
+
+
+async def test_a_group_a_reload_has_removed_is_given_back_when_its_rows_are_home(
+    house: House, connection: Connection
+) -> None:
+    await insert(connection, service="old")
+    async with house(configured=settings({"old": [US], "kept": [OTHER]})) as made:
+        await made.leases._take()
+        (one,) = await claimed(made, lane="old")
+        made.reload(settings({"kept": [OTHER]}))
+        await made.leases._leave()
+        assert set(made.leases.held) == {US, OTHER}
+        await written(made, (one, Doubt("no answer")))  # under the group it was taken with
+        assert await states(connection) == {"unknown": 1}
+        await made.leases._leave()
+        assert set(made.leases.held) == {OTHER}
+
+
+# Recovery.
+
+
+async def crash(made: Engine, taken: Sequence[Message]) -> None:
+    """Of four: one waits, one is on the wire, one is answered and one is answered and was given up."""
+    _, wire, answered, refused = taken
+    sent(made, wire)
+    for one, verdict in ((answered, Handed(Accepted("SM7"))), (refused, Ended(Status.FAILED, "bad", "9"))):
+        said = word(one, US, verdict, now=made.desk.now(), exchange=sent(made, one))
+        made.journal.answered(one.id, one.attempt, said)
+
+
+async def test_the_dispatch_log_tells_what_a_dead_daemon_had_in_hand(house: House, connection: Connection) -> None:
+    await insert(connection, 4)
+    owner = uuid4()
+    async with house(owner=owner) as made:
+        await made.leases._take()
+        taken = await claimed(made)
+        await crash(made, taken)
+    async with house(owner=owner) as again:
+        await again.leases._take()
+        assert again.recovery.counts == {"free": 1, "answered": 2, "doubt": 1}
+        assert await states(connection) == {"queued": 1, "unknown": 1, "accepted": 1, "failed": 1}
+        assert await connection.fetchval("SELECT reference FROM outrider.outcome WHERE id = $1", taken[2].id) == "SM7"
+        assert [one.id for one in await claimed(again)] == [taken[0].id]
+        row = await connection.fetchrow(
+            "SELECT provider, sender, outcome FROM outrider.attempt WHERE id = $1", taken[1].id
+        )
+        assert row is not None
+        assert tuple(row) == ("sim", US, "uncertain")
+        # Once its open claims are judged, the old log may go.
+        await again.announce()
+        assert len(list((again.journal._folder).glob("*.log"))) == 1
+
+
+async def test_without_the_dead_daemons_log_all_of_it_is_in_doubt(house: House, connection: Connection) -> None:
+    await insert(connection, 4)
+    async with house("one") as made:
+        await made.leases._take()
+        await crash(made, await claimed(made))
+    await connection.execute("UPDATE outrider.lease SET until = clock_timestamp() - interval '1 s'")
+    async with house("two") as other:
+        await other.leases._take()
+        assert await states(connection) == {"unknown": 4}
+        assert await connection.fetchval("SELECT count(*) FROM outrider.attempt WHERE outcome = 'lost'") == 4
+
+
+async def test_a_row_in_two_open_claims_is_judged_once(house: House, connection: Connection) -> None:
+    await insert(connection)
+    owner = uuid4()
+    async with house(owner=owner) as made:
+        await made.leases._take()
+        (one,) = await claimed(made)
+        await connection.execute(
+            "INSERT INTO outrider.claim SELECT gen_random_uuid(), grp, owner, epoch, taken_at, ids, attempts FROM outrider.claim"
+        )
+        said = word(one, US, Handed(Accepted("SM7")), now=made.desk.now(), exchange=sent(made, one))
+        made.journal.answered(one.id, one.attempt, said)
+    async with house(owner=owner) as again:
+        await again.leases._take()
+        assert again.recovery.counts == {"free": 0, "answered": 1, "doubt": 0}
+    assert await states(connection) == {"accepted": 1}
+
+
+async def test_a_crash_and_changed_settings_leave_no_group_unjudged(house: House, connection: Connection) -> None:
+    """The rows stand in the lanes of a group with another name now: they must be judged before it is claimed from."""
+    await insert(connection, 4)
+    owner = uuid4()
+    async with house(owner=owner) as made:
+        await made.leases._take()
+        await crash(made, await claimed(made))
+    renamed = settings({"default": [US, OTHER], "also": [OTHER, "+15550100000"]})
+    async with house(owner=owner, configured=renamed) as again:
+        await again.leases._take()
+        assert again.recovery.counts == {"free": 1, "answered": 2, "doubt": 1}
+        assert await connection.fetchval("SELECT count(*) FROM outrider.claim") == 0
+        await again.leases._leave()
+        assert set(again.leases.held) == {"+15550100000"}
+
+
+async def test_a_lease_lost_and_taken_again_frees_nothing_the_log_has_not_seen(
+    house: House, connection: Connection
+) -> None:
+    """The memory is of the last run: of what this one sent before it lost its lease it says nothing."""
+    await insert(connection, 2)
+    async with house() as made:
+        await made.leases._take()
+        taken = await claimed(made)
+        for one in taken:
+            sent(made, one)
+        await connection.execute("UPDATE outrider.lease SET owner = $1, epoch = epoch + 1", uuid4())
+        await made.leases._renew()
+        await connection.execute("UPDATE outrider.lease SET until = clock_timestamp() - interval '1 s'")
+        await made.leases._take()
+        assert not made.leases.held  # not while they are in hand
+        await written(made, *((one, Doubt("no answer")) for one in taken))
+        await made.leases._take()
+        assert made.leases.held
+        assert await states(connection) == {"unknown": 2}
+
+
+async def test_recovery_may_be_run_again(house: House, connection: Connection) -> None:
+    await insert(connection, 4)
+    owner = uuid4()
+    async with house(owner=owner) as made:
+        await made.leases._take()
+        await crash(made, await claimed(made))
+    async with house(owner=owner) as again:
+        real = again.chores.ask
+
+        async def ask(query: str, *arguments: object) -> list[asyncpg.Record]:
+            raise DatabaseDown("gone before the claims were closed")
+
+        again.chores.ask = ask  # type: ignore[method-assign]
+        with pytest.raises(DatabaseDown):
+            await again.leases._take()
+        assert not again.leases.held
+        again.chores.ask = real  # type: ignore[method-assign]
+        await again.leases._take()
+    assert await states(connection) == {"queued": 1, "unknown": 1, "accepted": 1, "failed": 1}
+    assert RANKS[Status.FAILED] == await connection.fetchval(
+        "SELECT rank FROM outrider.outcome WHERE status = 'failed'"
+    )
+
+
+async def test_announcing_tells_the_hour_of_the_database(house: House) -> None:
+    clock = Wound()  # years behind
+    async with house(clock=clock) as made:
+        await made.announce()
+        assert abs(made.desk.now() - time.time()) < 5

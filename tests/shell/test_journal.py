@@ -1,0 +1,276 @@
+"""The dispatch log: what was written is read again, and damage is never read as "not sent"."""
+
+from __future__ import annotations
+
+import errno
+import os
+from typing import TYPE_CHECKING, NoReturn
+from uuid import UUID, uuid4
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from daemon import journal
+from daemon.journal import Dispatch, Journal, Memory, StateFolderInUse
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+PAGE = 4096
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return tmp_path / "state"
+
+
+@pytest.fixture(autouse=True)
+def small_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(journal, "FILE_BYTES", 16 * PAGE)
+
+
+def begun(folder: Path, boot_id: str = "boot") -> Journal:
+    log = Journal(folder, boot_id=boot_id)
+    log.recall()
+    log.open()
+    return log
+
+
+def recalled(folder: Path, boot_id: str = "boot") -> Memory:
+    log = Journal(folder, boot_id=boot_id)
+    try:
+        return log.recall()
+    finally:
+        log.close()
+
+
+def logs(folder: Path) -> list[Path]:
+    return sorted(folder.glob("*.log"))
+
+
+def test_what_was_written_is_recalled(folder: Path) -> None:
+    log = begun(folder)
+    first, second = uuid4(), uuid4()
+    log.dispatched(first, 1, "+15550100", 3, 17.5)
+    log.dispatched(second, 2, "72345", 1, 18.0)
+    log.answered(first, 1, {"status": "accepted", "reference": "SM1"})
+    log.close()
+    memory = recalled(folder)
+    assert memory.dispatched == {
+        (first, 1): Dispatch("+15550100", 3, 17.5),
+        (second, 2): Dispatch("72345", 1, 18.0),
+    }
+    assert memory.answered == {(first, 1): {"status": "accepted", "reference": "SM1"}}
+    assert not memory.damaged
+    assert memory.left((second, 2))
+    assert not memory.left((second, 3))
+
+
+def test_a_new_folder_has_no_memory_and_no_damage(folder: Path) -> None:
+    assert recalled(folder) == Memory()
+
+
+def test_two_daemons_never_share_a_folder(folder: Path) -> None:
+    log = begun(folder)
+    with pytest.raises(StateFolderInUse):
+        Journal(folder, boot_id="boot")
+    log.close()
+    Journal(folder, boot_id="boot").close()
+
+
+def test_another_boot_makes_everything_doubtful(folder: Path) -> None:
+    begun(folder, "one").close()
+    assert recalled(folder, "other").damaged
+    assert recalled(folder, "").damaged  # a machine that does not tell its boots apart
+    assert not recalled(folder, "one").damaged
+
+
+def test_a_later_run_does_not_hide_that_an_earlier_one_lost_its_machine(folder: Path) -> None:
+    begun(folder, "one").close()
+    begun(folder, "two").close()  # died before it had reconciled what the first one left
+    assert recalled(folder, "two").damaged
+
+
+def test_files_of_earlier_runs_stay_until_they_are_forgotten(folder: Path) -> None:
+    first = uuid4()
+    log = begun(folder)
+    log.dispatched(first, 1, "a", 1, 1.0)
+    log.close()
+    log = begun(folder)
+    log.dispatched(uuid4(), 1, "a", 1, 2.0)
+    assert len(logs(folder)) == 2
+    log.forget_old()
+    log.close()
+    assert not recalled(folder).left((first, 1))
+    assert len(recalled(folder).dispatched) == 1
+
+
+def test_rotation_keeps_what_is_open_and_the_names_of_senders(folder: Path) -> None:
+    log = begun(folder)
+    kept = uuid4()
+    log.dispatched(kept, 1, "the first sender", 1, 0.5)
+    for number in range(6_000):
+        id = uuid4()
+        log.dispatched(id, 1, f"sender {number % 3}", 1, float(number))
+        log.answered(id, 1, {"status": "accepted"})
+        log.settled(id, 1)
+    # The first, which is open; the present one; the one before it, for the debt of senders. And no more.
+    assert len(logs(folder)) == 3
+    log.close()
+    memory = recalled(folder)
+    assert memory.dispatched[kept, 1].sender == "the first sender"
+    assert {one.sender for key, one in memory.dispatched.items() if key != (kept, 1)} == {
+        "sender 0",
+        "sender 1",
+        "sender 2",
+    }
+    assert max(one.tick for one in memory.dispatched.values()) == 5_999.0
+    assert not memory.damaged
+
+
+def test_what_is_settled_late_takes_its_file_along(folder: Path) -> None:
+    log = begun(folder)
+    kept = uuid4()
+    log.dispatched(kept, 1, "a", 1, 0.5)
+    while len(logs(folder)) < 4:
+        id = uuid4()
+        log.dispatched(id, 1, "a", 1, 1.0)
+        if len(logs(folder)) < 3:
+            continue
+        log.settled(id, 1)
+    before = logs(folder)
+    assert log.knows(kept, 1)
+    log.settled(kept, 1)
+    assert not log.knows(kept, 1)
+    assert before[0] in logs(folder)  # others are still open there
+    log.close()
+
+
+def test_a_full_disk_is_told_before_anything_leaves(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    log = begun(folder)
+
+    def full(*_args: object) -> NoReturn:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    written = 0
+
+    def fill() -> NoReturn:
+        nonlocal written
+        while True:
+            log.dispatched(uuid4(), 1, f"sender {written}", 1, 1.0)
+            written += 1
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "posix_fallocate", full)
+        with pytest.raises(OSError, match="No space"):
+            fill()
+    log.dispatched(uuid4(), 1, "a sender of later", 1, 2.0)  # there is room again
+    log.close()
+    memory = recalled(folder)
+    assert len(memory.dispatched) == written + 1
+    assert not memory.damaged
+    assert "" not in {one.sender for one in memory.dispatched.values()}
+
+
+def test_an_answer_too_long_for_a_record_loses_its_reason_and_nothing_else(folder: Path) -> None:
+    log = begun(folder)
+    id = uuid4()
+    log.answered(id, 1, {"status": "failed", "reason": "x" * 5_000})
+    log.close()
+    assert recalled(folder).answered[id, 1]["status"] == "failed"
+
+
+@pytest.mark.parametrize("cut", range(1, 60))
+def test_a_last_record_cut_short_was_never_sent(folder: Path, cut: int) -> None:
+    """A kill may come between any two bytes; the checksum of a record is written last, and then its end."""
+    log = begun(folder)
+    log.dispatched(uuid4(), 1, "a", 1, 1.0)
+    whole = log.bytes_used
+    log.dispatched(uuid4(), 1, "a", 1, 2.0)
+    end = log.bytes_used
+    log.close()
+    if cut > end - whole - 4:
+        return
+    path = logs(folder)[0]
+    raw = bytearray(path.read_bytes())
+    raw[whole : whole + 4] = bytes(4)  # no checksum yet
+    raw[end - cut : end] = bytes(cut)
+    raw[len(journal.MAGIC) : len(journal.MAGIC) + 8] = whole.to_bytes(8, "little")
+    path.write_bytes(raw)
+    memory = recalled(folder)
+    assert len(memory.dispatched) == 1
+    assert not memory.damaged
+
+
+class Story:
+    """A log of a few hundred records, and what it truly says."""
+
+    def __init__(self, folder: Path) -> None:
+        log = begun(folder)
+        for number in range(150):
+            log.dispatched(UUID(int=number), 1, f"sender {number % 7}", 1, float(number))
+            if number % 3 == 0:
+                log.answered(UUID(int=number), 1, {"status": "accepted", "reference": f"SM{number}"})
+        self.end = log.bytes_used
+        log.close()
+        (self.path,) = logs(folder)
+        self.raw = self.path.read_bytes()
+        self.truth = set(recalled(folder).dispatched)
+        self.folder = folder
+        assert len(self.truth) == 150
+
+    def believed(self, raw: bytes) -> None:
+        """Read *raw* in place of the log: what truly was dispatched must be taken for it."""
+        memory = Memory(boot_id="boot")
+        self.path.write_bytes(raw)
+        journal._read(self.path, memory)
+        assert memory.damaged or self.truth <= set(memory.dispatched)
+
+
+@pytest.fixture(scope="module")
+def story(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Story]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(journal, "FILE_BYTES", 4 * PAGE)
+        yield Story(tmp_path_factory.mktemp("story") / "state")
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("step", [13, pytest.param(1, marks=pytest.mark.long)])
+def test_no_flipped_bit_is_read_as_not_sent(story: Story, step: int) -> None:
+    for at in range(0, (story.end + 64) * 8, step):
+        raw = bytearray(story.raw)
+        raw[at // 8] ^= 1 << at % 8
+        story.believed(raw)
+
+
+def test_no_page_of_zeros_is_read_as_not_sent(story: Story) -> None:
+    for size in (64, 512, PAGE):
+        for at in range(0, story.end, size):
+            raw = bytearray(story.raw)
+            raw[at : at + size] = bytes(size)
+            story.believed(raw)
+
+
+def test_no_missing_tail_is_read_as_not_sent(story: Story) -> None:
+    for length in range(0, story.end, 13):
+        raw = story.raw[:length]
+        if any(raw):
+            story.believed(raw)
+
+
+@given(st.lists(st.tuples(st.integers(0, 2**14), st.binary(min_size=1, max_size=40)), min_size=1, max_size=3))
+def test_no_scribble_is_read_as_not_sent(story: Story, scribbles: list[tuple[int, bytes]]) -> None:
+    raw = bytearray(story.raw)
+    for at, ink in scribbles:
+        raw[at % story.end : at % story.end + len(ink)] = ink
+    story.believed(raw)
+
+
+def test_a_log_of_another_kind_is_damage_and_an_empty_one_is_none(folder: Path) -> None:
+    folder.mkdir()
+    (folder / "dispatch-000001.log").write_bytes(bytes(PAGE))
+    assert not recalled(folder).damaged
+    (folder / "dispatch-000002.log").write_bytes(b"another log")
+    assert recalled(folder).damaged

@@ -1,0 +1,293 @@
+"""
+What the statements of the hot path cost Postgres, whatever it believes about its tables: bounded by what is asked, never
+by what lies there. Guards the trap of a table that was analysed at a bad moment (docs/decisions/0001).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from dataclasses import dataclass
+from datetime import datetime
+from typing import TYPE_CHECKING
+from uuid import UUID
+
+import pytest
+import uvloop
+
+from daemon.database import HOT_SETTINGS, connect, statement
+from tests.sql.actor import LONG_AGO
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    import asyncpg
+
+    from tests.conftest import Cluster
+
+    Connection = asyncpg.Connection[asyncpg.Record]
+
+pytestmark = pytest.mark.every_postgres
+
+ROWS = 200_000
+ASKED = 100
+OWNER = UUID(int=7)
+WIDE = ("queue", "outbox", "outcome", "attempt", "receipt")  # and every week of theirs: what may be long
+
+# Straight into the tables, without the intake: four seconds for all.
+FILL = """
+SET session_replication_role = replica;
+WITH asked AS (
+    INSERT INTO outrider.outbox (recipient, body, service, intent)
+    SELECT '+12025550100', 'Hello', 'campaign', 'marketing' FROM generate_series(1, {many}) RETURNING id, seq, created_at
+)
+INSERT INTO outrider.queue (id, seq, state, lane, level, due_at, order_key, attempts)
+SELECT id, seq, {state}, {lane}, 3, created_at, {order_key}, CASE WHEN {state} = 'unknown' THEN 1 ELSE 0 END FROM asked;
+SET session_replication_role = origin;
+"""
+LEASE = "INSERT INTO outrider.lease VALUES ('group', '00000000-0000-0000-0000-000000000007', 1, now() + interval '1 day')"
+TABLES = "SELECT oid::regclass::text FROM pg_class WHERE relnamespace = 'outrider'::regnamespace AND relkind = 'r' AND relname ~ '^(queue|outbox|outcome|claim)'"
+
+# What Postgres may have come to believe.
+BELIEFS: Mapping[str, str] = {
+    "one kind of rows only": "SELECT",  # as it was analysed, in the middle of filling
+    "nothing there": "DELETE FROM pg_statistic; UPDATE pg_class SET reltuples = 0, relpages = 0",
+    "never analysed": "DELETE FROM pg_statistic; UPDATE pg_class SET reltuples = -1, relpages = 0",
+    "one row in a million pages": "UPDATE pg_class SET reltuples = 1, relpages = 1000000",
+    "far more than there is": "UPDATE pg_class SET reltuples = 1e9, relpages = 1",
+}
+OURS = " WHERE relnamespace = 'outrider'::regnamespace AND relkind IN ('r', 'i')"
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """A database with a long queue, and what a claim cost while the queue was short."""
+
+    connection: Connection
+    runner: asyncio.Runner
+    dsn: str
+    short: int
+
+
+@pytest.fixture(scope="module")
+def stage(postgres: Cluster) -> Iterator[Stage]:
+    name = postgres.clone()
+    dsn = postgres.server.dsn(name)
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        connection = runner.run(connect(dsn, HOT_SETTINGS))
+        short = runner.run(fill(connection))
+        yield Stage(connection, runner, dsn, short)
+        runner.run(connection.close())
+    postgres.drop(name)
+
+
+async def fill(connection: Connection) -> int:
+    """200,000 rows of all kinds, analysed when there were 1,000 of one."""
+    for table in await connection.fetch(TABLES):
+        await connection.execute(f"ALTER TABLE {table[0]} SET (autovacuum_enabled = off)")
+    await connection.execute(LEASE)
+    await add(connection, 1000)
+    await connection.execute("ANALYZE")
+    short = await Explained.of(connection, "claim", claim("campaign"))
+    await add(connection, ROWS - 30_000)
+    await add(connection, 10_000, state="'unknown'", lane="'doubtful'")
+    await add(connection, 10_000, state="CASE WHEN seq % 4 = 0 THEN 'ready' ELSE 'behind' END", lane="'ordered'", order_key="'key ' || seq / 4 % 5")
+    await add(connection, 5_000, state="'suspect'", lane="'other'")
+    await add(connection, 5_000, lane="'other'")
+    return short.buffers
+
+
+async def add(connection: Connection, many: int, *, state: str = "'ready'", lane: str = "'campaign'", order_key: str = "NULL") -> None:
+    await connection.execute(FILL.format(many=many, state=state, lane=lane, order_key=order_key))
+
+
+@dataclass(frozen=True, slots=True)
+class Explained:
+    """A statement that was run, and taken back."""
+
+    nodes: Sequence[Mapping[str, object]]
+    buffers: int
+
+    @classmethod
+    async def of(cls, connection: Connection, name: str, arguments: Sequence[object], *, believing: str = "SELECT") -> Explained:
+        transaction = connection.transaction()
+        await transaction.start()
+        try:
+            for belief in believing.split("; "):
+                await connection.execute(belief + OURS if belief.startswith("UPDATE") else belief)
+            # EXPLAIN of a query with parameters plans for their values; EXECUTE keeps to plan_cache_mode, as the daemon does.
+            await connection.execute(f"PREPARE it AS {statement(name)}")
+            values = ", ".join(literal(one) for one in arguments)
+            rows = await connection.fetch(f"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) EXECUTE it ({values})")
+            await connection.execute("DEALLOCATE it")
+        finally:
+            await transaction.rollback()
+        plan = json.loads(rows[0][0])[0]["Plan"]
+        nodes = list(within(plan))
+        return cls(nodes, plan["Shared Hit Blocks"] + plan["Shared Read Blocks"])
+
+    def scanned(self) -> list[str]:
+        """Wide tables that were read from end to end."""
+        return [str(node["Relation Name"]) for node in self.nodes if node["Node Type"] == "Seq Scan" and wide(node)]
+
+    def sorted_rows(self) -> float:
+        """The most rows that any sort was given."""
+        return max((rows(node) for node in self.nodes if "Sort" in str(node["Node Type"])), default=0.0)
+
+    def touched(self) -> float:
+        """The most rows that any scan of a wide table looked at."""
+        return max((rows(node) for node in self.nodes if "Scan" in str(node["Node Type"]) and wide(node)), default=0.0)
+
+
+def within(node: Mapping[str, object]) -> Iterator[Mapping[str, object]]:
+    yield node
+    for inner in node.get("Plans", ()):  # type: ignore[attr-defined]
+        yield from within(inner)
+
+
+def wide(node: Mapping[str, object]) -> bool:
+    return str(node.get("Relation Name", "")).split("_")[0] in WIDE
+
+
+def rows(node: Mapping[str, object]) -> float:
+    looked_at = sum(float(str(node.get(key, 0))) for key in ("Actual Rows", "Rows Removed by Filter", "Rows Removed by Index Recheck"))
+    return looked_at * float(str(node["Actual Loops"]))
+
+
+def literal(value: object) -> str:
+    match value:
+        case None:
+            return "NULL"
+        case bool() | int() | float():
+            return str(value)
+        case list():
+            return "ARRAY[" + ", ".join(literal(one) for one in value) + "]" + ("" if any(value) else "::text[]")
+        case _:
+            return f"'{value}'"
+
+
+def uuids(ids: Sequence[UUID]) -> str:
+    return "{" + ",".join(map(str, ids)) + "}"
+
+
+def claim(lane: str, *, mark: datetime = LONG_AGO, room: int = ASKED) -> list[object]:
+    return [OWNER, ["group"], [lane], "{3}", [room], [f"{mark}"], "{}", ["group"], "{1}"]
+
+
+async def some(connection: Connection, where: str, many: int = ASKED) -> list[UUID]:
+    return [row["id"] for row in await connection.fetch(f"SELECT id FROM outrider.queue WHERE {where} ORDER BY seq LIMIT {many}")]  # noqa: S608
+
+
+async def questions(connection: Connection) -> dict[str, list[object]]:
+    """Each statement with what it may be asked when there is much: arguments as literals."""
+    ids = await some(connection, "lane = 'campaign' AND state = 'ready'")
+    heads = await some(connection, "lane = 'ordered' AND state = 'ready'", 5)
+    doubtful = await some(connection, "state = 'unknown'")
+    suspects = await some(connection, "state = 'suspect'")
+    top = await connection.fetchval("SELECT max(seq) FROM outrider.queue")
+    many, both = len(ids), [*ids, *heads]
+    fence: list[object] = [OWNER, ["group"], "{1}"]
+
+    def every(value: object, count: int = many) -> list[object]:
+        return [value] * count
+
+    def settle(ids: Sequence[UUID]) -> list[object]:
+        n = len(ids)
+        return [
+            *fence, every("group", n), uuids(ids), every(1, n), every("accepted", n), str(every(10, n)).replace("[", "{").replace("]", "}"),
+            "{" + ",".join(["1"] * n) + "}", every("twilio", n), every("+12025550100", n), every("SM1", n), every("", n), every("", n),
+            every("2025-01-01Z", n), "{}",
+        ]  # fmt: skip
+
+    def receive(ids: Sequence[UUID], rank: int) -> list[object]:
+        n = len(ids)
+        return [
+            uuids(ids), every(1, n), every("twilio", n), every("SM1", n), every("delivered", n), "{" + ",".join([str(rank)] * n) + "}",
+            every("", n), every("", n), every(True, n),
+        ]  # fmt: skip
+
+    return {
+        "claim": claim("campaign"),
+        "settle": settle(both),
+        "giveback": [*fence, every("group"), uuids(ids), every(1), every("ready"), every("2025-01-01Z"), "{" + ",".join(["1"] * many) + "}", every("again"), "{}"],
+        "late": [uuids(doubtful), every(1), every("accepted"), "{" + ",".join(["10"] * many) + "}", "{" + ",".join(["1"] * many) + "}", every("twilio"), every("+12025550100"), every("SM1"), every("2025-01-01Z")],
+        "receive": receive([*doubtful, *ids], 50),
+        "refuse": [uuids(suspects), every(0), every("failed"), "{" + ",".join(["40"] * many) + "}", every("bad")],
+        "decide": [doubtful[0], 1, "dead", 5, "parked"],
+        "doubts": [["doubtful"], ASKED, 20.0],
+        "sweep": [["campaign", "other"], "{3,3}", ["2999-01-01Z", "2999-01-01Z"], "{}"],
+        "suspects": [ASKED],
+        "ahead_numbers": [top - ASKED, top],
+        "free_order": [ASKED, 60.0],
+        "lanes": [],
+        "strays": [["other"], ASKED],
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("believing", BELIEFS)
+def test_no_statement_reads_more_than_it_is_asked_for(stage: Stage, believing: str) -> None:
+    async def look() -> None:
+        for name, arguments in (await questions(stage.connection)).items():
+            seen = await Explained.of(stage.connection, name, arguments, believing=BELIEFS[believing])
+            assert seen.scanned() == [], name
+            # The janitor's look at the order reads 4 x what it may free, from both ends.
+            bound = 8 * ASKED + 10 if name == "free_order" else 2 * ASKED + 10
+            assert seen.touched() <= bound, f"{name} touched {seen.touched()} rows"
+            assert seen.sorted_rows() <= bound, name
+            assert seen.buffers <= 100 * (ASKED if name != "free_order" else 8 * ASKED), f"{name}: {seen.buffers} buffers"
+
+    stage.runner.run(look())
+
+
+def test_a_claim_costs_the_same_however_long_the_queue_is(stage: Stage) -> None:
+    seen = stage.runner.run(Explained.of(stage.connection, "claim", claim("campaign")))
+    assert seen.touched() <= ASKED
+    assert seen.buffers <= 1.3 * stage.short + 2 * ASKED, "one level more of an index may be two buffers a row"
+
+
+def test_a_mark_keeps_the_claim_off_two_hundred_thousand_dead_rows(stage: Stage) -> None:
+    """A snapshot held open keeps what was settled in the index: without the mark each claim walks over all of it."""
+
+    async def look() -> tuple[Explained, Explained]:
+        holder = await connect(stage.dsn)
+        snapshot = holder.transaction(isolation="repeatable_read")
+        await snapshot.start()
+        await holder.fetchval("SELECT 1")
+        await stage.connection.execute("DELETE FROM outrider.queue WHERE lane = 'campaign'")
+        mark = await stage.connection.fetchval("SELECT clock_timestamp()")
+        await add(stage.connection, 1000)
+        with_mark = await Explained.of(stage.connection, "claim", claim("campaign", mark=mark))
+        without = await Explained.of(stage.connection, "claim", claim("campaign"))
+        await snapshot.rollback()
+        await holder.close()
+        return with_mark, without
+
+    with_mark, without = stage.runner.run(look())
+    assert with_mark.buffers <= 1.3 * stage.short + 2 * ASKED
+    assert without.buffers > 5 * with_mark.buffers, "else the mark is not worth its trouble"
+
+
+def test_a_verdict_on_one_of_many_behind_a_key_looks_at_the_next_alone(stage: Stage) -> None:
+    async def look() -> Explained:
+        await add(stage.connection, 20_000, state="CASE WHEN row_number() OVER (ORDER BY seq) = 1 THEN 'ready' ELSE 'behind' END", lane="'chain'", order_key="'all the same'")
+        (head,) = await some(stage.connection, "lane = 'chain'", 1)
+        return await Explained.of(stage.connection, "decide", [head, 0, "dead", 5, "x"], believing=f"UPDATE outrider.queue SET state = 'unknown' WHERE id = '{head}' -- ")
+
+    seen = stage.runner.run(look())
+    assert seen.touched() <= 10
+    assert seen.buffers <= 500
+
+
+def test_the_checks_of_this_file_catch_a_bad_plan(stage: Stage) -> None:
+    """With the planner left to itself, and a table it knows nothing of, at least one of them fails."""
+
+    async def look() -> Explained:
+        await stage.connection.execute("SET enable_indexscan = off; SET enable_bitmapscan = off; SET enable_indexonlyscan = off; SET enable_seqscan = on")
+        try:
+            return await Explained.of(stage.connection, "claim", claim("other"))
+        finally:
+            await stage.connection.execute("SET enable_indexscan = on; SET enable_bitmapscan = on; SET enable_indexonlyscan = on; SET enable_seqscan = off")
+
+    seen = stage.runner.run(look())
+    assert "queue" in seen.scanned()
+    assert seen.sorted_rows() > 2 * ASKED
