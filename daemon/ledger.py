@@ -66,7 +66,7 @@ class Word:
         return self.status in {"ready", "unknown"}
 
     def kept(self) -> dict[str, object]:
-        """What the dispatch log keeps: what differs from the defaults, its key apart. 2 µs, where all of it took 7."""
+        """What the dispatch log keeps: what differs from the defaults, its key apart. 5.5 µs a record, not 7.8."""
         return {name: value for name in _KEPT if (value := getattr(self, name))}
 
 

@@ -100,7 +100,10 @@ class Observer:
         age = max(self._clock.now() - message.due_at, 0.0)
         self._spreads[Stage.TURN].add(tick, waited_s)
         self._spreads[Stage.COMMIT_TO_PROVIDER].add(tick, age)
-        self._segments.setdefault(sender, Window()).add(tick, message.segments)
+        segments = self._segments.get(sender)
+        if segments is None:
+            segments = self._segments[sender] = Window()
+        segments.add(tick, message.segments)
         level = str(message.level)
         self._metrics.segments_sent(provider, sender).inc(message.segments)
         self._metrics.turn_wait(level).observe(waited_s)

@@ -82,7 +82,7 @@ class Router:
         return self._weigh(pool, message, region)
 
     def _first_free(self, alike: Sequence[Lane]) -> Lane:
-        """As ``routing.choose`` would: who is free, by address, else who will be first. 2 µs for 50, not 400."""
+        """As ``routing.choose`` would: who is free, by address, else who will be first. 3 to 7 µs for 50, not 122."""
         now = self._desk.tick()
         for lane in alike:
             if not lane.backlog and lane.free_at <= now:

@@ -40,7 +40,7 @@ class Decide:
 Step: TypeAlias = Look | Decide
 
 
-def next_step(  # noqa: PLR0913: facts, all by name
+def next_step(
     *,
     now: float,
     since: float,

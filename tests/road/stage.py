@@ -165,7 +165,7 @@ class Stage:
         names = ["recipient", "service", "intent", "body", *columns]
         values = ", ".join(f"${number}" for number in range(4, 4 + len(columns)))
         await self.connection.execute(
-            f"INSERT INTO outrider.outbox ({', '.join(names)})"  # noqa: S608: names of our own
+            f"INSERT INTO outrider.outbox ({', '.join(names)})"
             " SELECT '+1202' || (5550000 + n % 10000)::text, $1, $2, $3 || ' ' || n"
             f"{', ' + values if columns else ''} FROM generate_series(1, {count}) AS n",
             service, intent, body, *columns.values(),

@@ -38,7 +38,9 @@ async def storm(road: Stage, *, kills: int, messages: int, rng: random.Random) -
             await road.insert(messages // kills, service="otp", intent="delivery", body=f"storm {number}")
         await road.start()
         if told:
-            told[-1]["ambiguous"] = await road.connection.fetchval(AMBIGUOUS) - sum(one.get("ambiguous", 0) for one in told)
+            told[-1]["ambiguous"] = await road.connection.fetchval(AMBIGUOUS) - sum(
+                one.get("ambiguous", 0) for one in told
+            )
             print(told[-1])
         if number < kills:
             began = road.simulator.ledger.accepted

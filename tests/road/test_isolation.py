@@ -14,6 +14,7 @@ from tests.road.stage import Cast
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
+    from uuid import UUID
 
     from tests.road.stage import Stage
 
@@ -24,7 +25,7 @@ SILENT = Faults.model_validate({"receipts": {"enabled": False}})
 
 async def codes(road: Stage, count: int, *, per_second: float, service: str) -> list[float]:
     """Insert *count* login codes one by one; seconds from each one's commit to its arrival at the provider."""
-    committed: dict[object, float] = {}
+    committed: dict[UUID, float] = {}
     clock = asyncio.get_running_loop().time
     began = clock()
     for number in range(count):
@@ -37,7 +38,8 @@ async def codes(road: Stage, count: int, *, per_second: float, service: str) -> 
         committed[id] = road.wall()
     await road.until("SELECT NOT EXISTS (SELECT FROM outrider.queue WHERE level = 1)")
     key = await road.connection.fetchval("SELECT token_key FROM outrider.home")
-    arrived = {owner[0]: entry.t for entry in road.simulator.ledger.entries if (owner := unseal(key, entry.token)) is not None}
+    entries = road.simulator.ledger.entries
+    arrived = {owner[0]: entry.t for entry in entries if (owner := unseal(key, entry.token)) is not None}
     return [arrived[id] - moment for id, moment in committed.items()]
 
 
@@ -48,7 +50,9 @@ def shown(what: str, waits: list[float]) -> float:
 
 
 async def test_codes_pass_a_campaign_on_their_own_sender(stage: SetUp) -> None:
-    road = await stage(Cast(senders={"72345": 100, "+15550100001": 5}, services={"otp": ["72345"], "bulk": ["+15550100001"]}), SILENT)
+    road = await stage(
+        Cast(senders={"72345": 100, "+15550100001": 5}, services={"otp": ["72345"], "bulk": ["+15550100001"]}), SILENT
+    )
     await road.insert(20_000, service="bulk", intent="marketing")
     await road.start()
     waits = await codes(road, 100, per_second=20, service="otp")
@@ -58,7 +62,9 @@ async def test_codes_pass_a_campaign_on_their_own_sender(stage: SetUp) -> None:
 @pytest.mark.long
 @pytest.mark.timeout(900)
 async def test_codes_behind_a_million_rows(stage: SetUp) -> None:
-    road = await stage(Cast(senders={"72345": 100, "+15550100001": 5}, services={"otp": ["72345"], "bulk": ["+15550100001"]}), SILENT)
+    road = await stage(
+        Cast(senders={"72345": 100, "+15550100001": 5}, services={"otp": ["72345"], "bulk": ["+15550100001"]}), SILENT
+    )
     await road.start()
     for _ in range(10):
         await road.insert(100_000, service="bulk", intent="marketing")
@@ -72,6 +78,8 @@ async def test_codes_on_a_saturated_sender(stage: SetUp) -> None:
     road = await stage(Cast(senders={"72345": 100}, services={"otp": ["72345"], "bulk": ["72345"]}), SILENT)
     await road.insert(20_000, service="bulk", intent="marketing", body="x" * 300)
     await road.start()
-    while road.simulator.ledger.accepted < 100:  # a sender that starts keeps quiet for a second: let it be saturated first
+    while (
+        road.simulator.ledger.accepted < 100
+    ):  # a sender that starts keeps quiet for a second: let it be saturated first
         await asyncio.sleep(0.05)
     assert shown("on a saturated sender of 100/s", await codes(road, 1_200, per_second=20, service="otp")) <= 250

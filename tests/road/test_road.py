@@ -50,8 +50,7 @@ async def test_the_order_of_a_key_is_kept(stage: SetUp) -> None:
         )
     await road.quiet()
     rows = await road.connection.fetch("SELECT o.id FROM outrider.outbox o ORDER BY o.seq")
-    order = [id for id in await road.sent()]  # noqa: C416: by when the judge saw it
-    assert order == [row["id"] for row in rows]
+    assert list(await road.sent()) == [row["id"] for row in rows]  # by when the judge saw them
 
 
 async def test_a_row_of_the_future_waits_and_a_cancelled_one_is_never_sent(stage: SetUp) -> None:

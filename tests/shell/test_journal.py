@@ -221,7 +221,7 @@ class Story:
         self.folder = folder
         assert len(self.truth) == 150
 
-    def believed(self, raw: bytes) -> None:
+    def believed(self, raw: bytes | bytearray) -> None:
         """Read *raw* in place of the log: what truly was dispatched must be taken for it."""
         memory = Memory(boot_id="boot")
         self.path.write_bytes(raw)

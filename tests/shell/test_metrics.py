@@ -5,10 +5,10 @@ from __future__ import annotations
 import re
 
 import pytest
-from prometheus_client import Counter, Gauge, Histogram, Metric
+from prometheus_client import Gauge, Metric
 from prometheus_client.parser import text_string_to_metric_families
 
-from daemon.metrics import CHILDREN_MAX, Family, Metrics
+from daemon.metrics import CHILDREN_MAX, Count, Family, Metrics, Timing
 
 LABELS = {"service", "level", "provider", "outcome", "status", "sender", "reason", "kind"}
 
@@ -17,8 +17,8 @@ def families(metrics: Metrics) -> dict[str, Metric]:
     return {family.name: family for family in text_string_to_metric_families(metrics.render()[0].decode())}
 
 
-def every(metrics: Metrics) -> list[Counter | Gauge | Histogram | Family[Counter] | Family[Gauge] | Family[Histogram]]:
-    return [found for found in vars(metrics).values() if isinstance(found, Counter | Gauge | Histogram | Family)]
+def every(metrics: Metrics) -> list[Count | Gauge | Timing | Family[Count] | Family[Gauge] | Family[Timing]]:
+    return [found for found in vars(metrics).values() if isinstance(found, Count | Gauge | Timing | Family)]
 
 
 @pytest.fixture
@@ -27,7 +27,7 @@ def counted() -> Metrics:
     metrics = Metrics()
     for figure in every(metrics):
         child = figure(*(f"a_{label}" for label in figure.labels)) if isinstance(figure, Family) else figure
-        if isinstance(child, Histogram):
+        if isinstance(child, Timing):
             child.observe(0.02)
         else:
             child.inc()

@@ -1,0 +1,457 @@
+"""Signals, receipts, inspector and janitor on a real Postgres."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+from email.utils import format_datetime
+from typing import TYPE_CHECKING
+from uuid import UUID, uuid4
+
+import asyncpg
+import pytest
+from aiohttp import web
+
+from daemon.core.lifecycle import Status
+from daemon.core.outcome import Uncertain
+from daemon.core.receipt import Receipt
+from daemon.core.verdict import Doubt
+from daemon.database import DatabaseDown
+from daemon.inspector import AHEAD, GRACE_S
+from daemon.ledger import Exchange, word
+from daemon.outbox import Wish
+from daemon.receipts import News, Overrun, ReceiptBook
+from tests.shell.parts import US, Wound, dialect, engine, settings
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
+    from contextlib import AbstractAsyncContextManager
+    from pathlib import Path
+
+    from daemon.clock import Clock
+    from daemon.core.message import Message
+    from daemon.engine import Engine
+    from daemon.settings import Settings
+
+    Connection = asyncpg.Connection[asyncpg.Record]
+    House = Callable[..., AbstractAsyncContextManager[Engine]]
+
+
+@pytest.fixture
+def house(database: str, tmp_path: Path) -> House:
+    def of(
+        name: str = "one", *, clock: Clock | None = None, configured: Settings | None = None
+    ) -> AbstractAsyncContextManager[Engine]:
+        (tmp_path / name).mkdir(exist_ok=True)
+        return engine(database, tmp_path / name, clock=clock, configured=configured)
+
+    return of
+
+
+async def insert(connection: Connection, recipient: str = "+12025550101", service: str = "default") -> UUID:
+    id: UUID = await connection.fetchval(
+        "INSERT INTO outrider.outbox (recipient, service, body) VALUES ($1, $2, 'hello') RETURNING id",
+        recipient,
+        service,
+    )
+    return id
+
+
+# Signals.
+
+
+async def test_what_sql_says_is_heard(house: House, connection: Connection) -> None:
+    async with house() as made:
+        await made.announce()
+        await made.signals.begin()
+        (id,) = [await insert(connection)]
+        await connection.execute("INSERT INTO outrider.signal (kind, id) VALUES ('cancel', $1)", id)
+        await connection.execute("SELECT outrider.opt_out('+12025550101', 'acme')")
+        await connection.execute("SELECT outrider.pause('service:default', 'maintenance')")
+        await made.signals.look()
+        assert made.desk.canceled == {id}
+        assert made.desk.opted_out == {("acme", "+12025550101")}
+        assert made.desk.pauses == {"service:default": "maintenance"}
+        await connection.execute("SELECT outrider.resume('service:default')")
+        await made.signals.look()
+        assert made.desk.pauses == {}
+
+
+async def test_what_stood_before_is_read_at_the_start(house: House, connection: Connection) -> None:
+    await connection.execute("SELECT outrider.opt_out('+12025550101')")
+    await connection.execute("SELECT outrider.pause('all', 'maintenance')")
+    async with house() as made:
+        await made.signals.begin()
+        assert made.desk.opted_out == {("", "+12025550101")}
+        assert made.desk.paused("all") == "maintenance"
+
+
+async def test_signals_that_commit_out_of_order_are_missed_by_nobody(
+    house: House, connection: Connection, database: str
+) -> None:
+    slow = await asyncpg.connect(database)
+    async with house() as made:
+        await made.announce()
+        await made.signals.begin()
+        early, late = uuid4(), uuid4()
+        open_one = slow.transaction()
+        await open_one.start()
+        await slow.execute("INSERT INTO outrider.signal (kind, id) VALUES ('cancel', $1)", early)
+        await connection.execute("INSERT INTO outrider.signal (kind, id) VALUES ('cancel', $1)", late)
+        for _ in range(3):
+            await made.signals.look()
+        assert made.desk.canceled == {late}
+        await open_one.commit()
+        await made.signals.look()
+        assert made.desk.canceled == {late, early}
+    await slow.close()
+
+
+async def test_a_transaction_older_than_the_reader_is_heard_too(
+    house: House, connection: Connection, database: str
+) -> None:
+    slow = await asyncpg.connect(database)
+    open_one = slow.transaction()
+    await open_one.start()
+    await slow.execute("SELECT outrider.opt_out('+12025550101')")
+    async with house() as made:
+        await made.announce()
+        await made.signals.begin()
+        assert made.desk.opted_out == set()
+        await open_one.commit()
+        await made.signals.look()
+        assert made.desk.opted_out == {("", "+12025550101")}
+    await slow.close()
+
+
+async def test_a_signal_is_heard_once_and_a_lost_answer_loses_none(house: House, connection: Connection) -> None:
+    async with house() as made:
+        await made.announce()
+        await made.signals.begin()
+        woken = 0
+
+        def wake() -> None:
+            nonlocal woken
+            woken += 1
+
+        made.signals._woken = wake
+        await connection.execute("INSERT INTO outrider.signal (kind) VALUES ('replay')")
+        real = made.chores.fetch
+
+        async def fetch(name: str, *arguments: object) -> list[asyncpg.Record]:
+            if name == "signals_ack":
+                raise DatabaseDown("gone")
+            return await real(name, *arguments)
+
+        made.chores.fetch = fetch  # type: ignore[method-assign]
+        with pytest.raises(DatabaseDown):
+            await made.signals.look()
+        made.chores.fetch = real  # type: ignore[method-assign]
+        await made.signals.look()
+        await made.signals.look()
+        assert woken == 1
+        acked = await connection.fetchval("SELECT acked::text::bigint FROM outrider.instance")
+        assert acked > await connection.fetchval("SELECT xid::text::bigint FROM outrider.signal")
+
+
+# The receipt book.
+
+
+def news(status: Status = Status.DELIVERED, id: UUID | None = None) -> News:
+    return News(id or uuid4(), 1, "sim", Receipt("SM1", status, "", "", final=True))
+
+
+async def test_all_that_come_together_are_committed_together(house: House, connection: Connection) -> None:
+    async with house() as made:
+        commits = 0
+        real = made.receipts.fetch
+
+        async def fetch(name: str, *arguments: object) -> list[asyncpg.Record]:
+            nonlocal commits
+            commits += 1
+            return await real(name, *arguments)
+
+        made.receipts.fetch = fetch  # type: ignore[method-assign]
+        await asyncio.gather(*(made.book.hear([news()]) for _ in range(300)))
+        assert commits <= 2
+        assert made.book.pending == 0
+    assert await connection.fetchval("SELECT count(*) FROM outrider.receipt") == 300
+
+
+async def test_whoever_returns_finds_the_news_durable(house: House, connection: Connection) -> None:
+    async with house() as made:
+        id = uuid4()
+        await made.book.hear([news(id=id), news(Status.SENT, id=id)])
+        assert await connection.fetchval("SELECT count(*) FROM outrider.receipt WHERE id = $1", id) == 2
+        await made.book.hear([])
+
+
+async def test_an_outage_reaches_everybody_who_waits(house: House) -> None:
+    async with house() as made:
+        down = ReceiptBook(made.receipts, made.book._observer)
+
+        async def fetch(name: str, *arguments: object) -> list[asyncpg.Record]:
+            await asyncio.sleep(0)
+            raise DatabaseDown("gone")
+
+        made.receipts.fetch = fetch  # type: ignore[method-assign]
+        found = await asyncio.gather(*(down.hear([news()]) for _ in range(50)), return_exceptions=True)
+        assert [type(one) for one in found] == [DatabaseDown] * 50
+        assert down.pending == 0
+
+
+async def test_our_own_fault_is_never_answered_with_a_yes(house: House) -> None:
+    async with house() as made:
+
+        async def fetch(name: str, *arguments: object) -> list[asyncpg.Record]:
+            raise KeyError("a bug")
+
+        made.receipts.fetch = fetch  # type: ignore[method-assign]
+        waiting = [asyncio.create_task(made.book.hear([news()])) for _ in range(3)]
+        await asyncio.wait(waiting)
+        assert all(task.cancelled() or task.exception() for task in waiting)
+        assert made.book._writer is not None
+        assert isinstance(made.book._writer.exception(), KeyError)
+
+
+async def test_more_than_it_can_hold_is_sent_away(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("daemon.receipts.PENDING_MAX", 5)
+    async with house() as made:
+        hold = asyncio.Event()
+        real = made.receipts.fetch
+
+        async def fetch(name: str, *arguments: object) -> list[asyncpg.Record]:
+            await hold.wait()
+            return await real(name, *arguments)
+
+        made.receipts.fetch = fetch  # type: ignore[method-assign]
+        first = asyncio.create_task(made.book.hear([news()]))
+        await asyncio.sleep(0.01)  # on its way: it no longer waits for a commit
+        waiting = [asyncio.create_task(made.book.hear([news()])) for _ in range(5)]
+        await asyncio.sleep(0)
+        with pytest.raises(Overrun):
+            await made.book.hear([news()])
+        hold.set()
+        await asyncio.gather(first, *waiting)
+        await made.book.hear([news()])
+
+
+async def test_a_caller_who_goes_away_holds_up_nobody(house: House, connection: Connection) -> None:
+    async with house() as made:
+        going, staying = asyncio.create_task(made.book.hear([news()])), asyncio.create_task(made.book.hear([news()]))
+        await asyncio.sleep(0)
+        going.cancel()
+        await asyncio.wait([going])
+        await staying
+    assert await connection.fetchval("SELECT count(*) FROM outrider.receipt") == 2
+
+
+# The inspector.
+
+
+async def test_the_inspector_reads_the_newest_first_and_misses_nothing(house: House, connection: Connection) -> None:
+    async with house() as made:
+        stretches: list[tuple[int, int]] = []
+        real, fail = made.looks.fetch, {2}
+
+        async def fetch(name: str, *arguments: object) -> list[asyncpg.Record]:
+            if name == "ahead_numbers":
+                if len(stretches) in fail:
+                    fail.clear()
+                    raise DatabaseDown("gone")
+                stretches.append((int(str(arguments[0])), int(str(arguments[1]))))
+            return await real(name, *arguments)
+
+        made.looks.fetch = fetch  # type: ignore[method-assign]
+        await connection.execute(
+            "INSERT INTO outrider.outbox (recipient, service, body)"
+            " SELECT '+12025550101', 'default', 'hello' FROM generate_series(1, $1::integer)",
+            3 * AHEAD,
+        )
+        with pytest.raises(DatabaseDown):
+            await made.inspector._ahead()
+        await connection.execute(
+            "INSERT INTO outrider.outbox (recipient, service, body) VALUES ('+12025550101', 'default', 'hello')"
+        )
+        await made.inspector._ahead()
+        newest = 3 * AHEAD + 1
+        assert stretches == [
+            (2 * AHEAD, 3 * AHEAD),
+            (AHEAD, 2 * AHEAD),
+            (3 * AHEAD, newest),
+            (0, AHEAD),
+        ]
+        await made.inspector._ahead()
+        assert len(stretches) == 4
+
+
+async def test_a_number_that_looks_right_and_is_none_ends_early(house: House, connection: Connection) -> None:
+    good, bad = await insert(connection), await insert(connection, "+999123456789")
+    async with house() as made:
+        await made.inspector._ahead()
+    assert await connection.fetchval("SELECT status FROM outrider.outcome WHERE id = $1", bad) == "suppressed"
+    assert await connection.fetchval("SELECT count(*) FROM outrider.queue WHERE id = $1", good) == 1
+
+
+async def test_suspects_are_judged_and_the_innocent_let_go(house: House, connection: Connection) -> None:
+    innocent = await connection.fetchval(
+        "INSERT INTO outrider.outbox (recipient, service, body, variables) VALUES ('+12025550101', 'default', 'hi', '{}')"
+        " RETURNING id"
+    )
+    guilty = await insert(connection, "nobody")
+    async with house() as made:
+        await made.inspector._suspects()
+    assert await connection.fetchval("SELECT state FROM outrider.queue WHERE id = $1", innocent) == "ready"
+    assert await connection.fetchval("SELECT count(*) FROM outrider.outcome WHERE id = $1", guilty) == 1
+
+
+async def test_another_daemons_service_is_not_ours_to_refuse(house: House, connection: Connection) -> None:
+    theirs, nobodys = await insert(connection, service="theirs"), await insert(connection, service="nobodys")
+
+    async def refused() -> set[UUID]:
+        return {row["id"] for row in await connection.fetch("SELECT id FROM outrider.outcome")}
+
+    clock = Wound()
+    async with house("two", configured=settings({"theirs": [US]})) as other:
+        await other.announce()
+    async with house(clock=clock) as made:
+        await made.inspector._strays()
+        assert await refused() == {nobodys}
+        # That daemon was last seen a while ago: it may be starting as we are.
+        await connection.execute("UPDATE outrider.instance SET seen_at = now() - interval '10 minutes'")
+        await made.inspector._strays()
+        assert await refused() == {nobodys}
+        clock.go(GRACE_S + 1)
+        await made.inspector._strays()
+        assert await refused() == {nobodys, theirs}
+
+
+# The janitor.
+
+
+@asynccontextmanager
+async def provider(answer: Callable[[web.Request], web.Response]) -> AsyncIterator[tuple[str, list[str]]]:
+    """A provider that answers questions: its address, and what it was asked."""
+    asked: list[str] = []
+
+    async def hear(request: web.Request) -> web.Response:
+        asked.append(request.query_string)
+        return answer(request)
+
+    app = web.Application()
+    app.router.add_get("/{path:.*}", hear)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    site = web.TCPSite(runner, "127.0.0.1", 0)
+    await site.start()
+    try:
+        yield f"http://127.0.0.1:{runner.addresses[0][1]}", asked
+    finally:
+        await runner.cleanup()
+
+
+async def in_doubt(made: Engine, connection: Connection, **columns: object) -> Message:
+    """A message of which nobody knows whether it was sent, due for a look."""
+    columns = {"recipient": "+12025550101", "service": "default", "body": "hello", **columns}
+    marks = ", ".join(f"${number}" for number in range(1, 1 + len(columns)))
+    await connection.execute(
+        f"INSERT INTO outrider.outbox ({', '.join(columns)}) VALUES ({marks})",  # noqa: S608
+        *columns.values(),
+    )
+    taken: list[Message] = []
+    made.outbox._deliver = taken.append
+    made.outbox._wishes = lambda _levels: [Wish(US, "default", 3, 10)]
+    await connection.execute("UPDATE outrider.queue SET state = 'ready' WHERE state = 'suspect'")
+    await made.outbox._take(frozenset({3}))
+    one = taken[-1]
+    exchange = Exchange("sim", US, Uncertain("no answer"), 0.1)
+    await made.ledger.write([word(one, one.group, Doubt("no answer"), now=made.desk.now(), exchange=exchange)])
+    await connection.execute("UPDATE outrider.queue SET due_at = clock_timestamp() WHERE id = $1", one.id)
+    return one
+
+
+def listing(*bodies: str) -> Callable[[web.Request], web.Response]:
+    def answer(_request: web.Request) -> web.Response:
+        entries = [
+            {
+                "sid": "SM" + f"{number:032x}",
+                "body": body,
+                "from": US,
+                "to": "+12025550101",
+                "status": "sent",
+                "direction": "outbound-api",
+                "date_created": format_datetime(datetime.now(UTC)),
+                "num_segments": "1",
+            }
+            for number, body in enumerate(bodies, start=1)
+        ]
+        return web.json_response({"messages": entries, "next_page_uri": None})
+
+    return answer
+
+
+async def test_a_provider_that_knows_the_message_ends_the_doubt(house: House, connection: Connection) -> None:
+    configured = settings(templates={"code": "Your code is {code}."})
+    async with house(configured=configured) as made, provider(listing("hello", "Your code is 123.")) as (url, asked):
+        made.gates["sim"].dialect = dialect(base_url=url)
+        await made.leases._take()
+        plain = await in_doubt(made, connection)
+        filled = await in_doubt(made, connection, body=None, template="code", variables='{"code": "123"}')
+        await made.janitor._doubts()
+        assert len(asked) == 2
+        rows = await connection.fetch("SELECT id, reference FROM outrider.outcome ORDER BY reference")
+        assert [row["id"] for row in rows] == [plain.id, filled.id]
+
+
+async def test_one_message_of_theirs_is_never_the_answer_for_two_of_ours(house: House, connection: Connection) -> None:
+    async with house() as made, provider(listing("hello")) as (url, _):
+        made.gates["sim"].dialect = dialect(base_url=url)
+        await made.leases._take()
+        for _ in range(3):
+            await in_doubt(made, connection)
+        await made.janitor._doubts()
+        assert await connection.fetchval("SELECT count(*) FROM outrider.outcome") == 1
+        assert await connection.fetchval("SELECT count(*) FROM outrider.queue WHERE state = 'unknown'") == 2
+
+
+async def test_what_was_sent_by_a_template_that_is_gone_stays_in_doubt(house: House, connection: Connection) -> None:
+    """An empty list would prove nothing: nobody knows what to look for."""
+    async with (
+        house(configured=settings(templates={"code": "Hi {code}."})) as made,
+        provider(listing()) as (url, asked),
+    ):
+        made.gates["sim"].dialect = dialect(base_url=url)
+        await made.leases._take()
+        await in_doubt(made, connection, body=None, template="code", variables='{"code": "123"}')
+        made.reload(settings())
+        await made.janitor._doubts()
+        assert asked == []
+        assert made.janitor._absent == {}
+        assert await connection.fetchval("SELECT state FROM outrider.queue") == "unknown"
+
+
+async def test_a_provider_that_hangs_holds_up_neither_the_duty_nor_the_end(
+    house: House, connection: Connection
+) -> None:
+    async with house() as made:
+
+        async def hang(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            await reader.read()  # until they hang up
+            writer.close()
+
+        server = await asyncio.start_server(hang, "127.0.0.1", 0)
+        made.gates["sim"].dialect = dialect(base_url=f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}")
+        await made.leases._take()
+        for number in range(3):
+            await in_doubt(made, connection, recipient=f"+1202555010{number}")
+        stop = asyncio.Event()
+        async with asyncio.timeout(10):
+            running = asyncio.create_task(made.janitor.run(stop))
+            await asyncio.sleep(1.2)
+            done = made.janitor._observer._in_doubt  # sampled although three questions hang
+            stop.set()
+            await running
+        assert done == 3
+        server.close()
+        await server.wait_closed()
