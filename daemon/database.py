@@ -37,6 +37,8 @@ HOT_SETTINGS: Mapping[str, str] = {
     "enable_seqscan": "off",
     "enable_hashjoin": "off",
     "enable_mergejoin": "off",
+    "enable_bitmapscan": "off",  # and no gathering of a whole backlog to sort it, where an index has the order
+    "enable_sort": "off",
     "jit": "off",
 }
 SETTINGS: Mapping[str, str] = {"application_name": "outrider", "timezone": "UTC", "jit": "off"}

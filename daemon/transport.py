@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 from contextlib import asynccontextmanager
 from functools import lru_cache
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Protocol, cast
 
 import aiohttp
 from aiohttp.payload import Payload
@@ -39,6 +39,14 @@ SWEEP_S = 0.1  # how much later than its deadline an exchange may end
 
 class Withdrawn(Exception):
     """Raised by ``on_write`` when the message must not go after all. Nothing has left."""
+
+
+class Link(Protocol):
+    """What courier and janitor ask of a transport: :class:`Transport`, or the lean :class:`daemon.wire.Wire`."""
+
+    async def exchange(
+        self, request: Request, *, deadline_s: float, on_write: Callable[[], None] | None = None
+    ) -> Response | Unreachable | Uncertain: ...
 
 
 class Transport:
@@ -84,7 +92,7 @@ class Transport:
             if flight.refused:
                 # aiohttp wraps what a body raises; the caller wants to see its own.
                 raise (error.__cause__ or error) from None
-            return flight.failed(_named(error))
+            return flight.failed(named(error))
         except asyncio.CancelledError:
             if not flight.timed_out():
                 raise
@@ -97,6 +105,9 @@ class Transport:
         flight.reply = reply = await self._session.request(
             request.method, _url(request.url), headers=request.headers, data=flight, allow_redirects=False
         )
+        if not flight.written:
+            reply.close()
+            return flight.failed("it answered before it was asked")
         content, room = reply.content, BODY_LIMIT
         while not content.at_eof():
             if room <= 0:
@@ -207,7 +218,7 @@ def _url(text: str) -> URL:
     return URL(text, encoded=True)
 
 
-def _named(error: Exception) -> str:
-    # Other errors spell out the URL, and a query's URL holds a number: privacy (DESIGN 5.18).
+def named(error: Exception) -> str:
+    """What went wrong, in words that hold no number: other errors spell out the URL, and so a query's (DESIGN 5.18)."""
     words = f": {error}" if isinstance(error, aiohttp.ClientConnectorError) else ""
     return type(error).__name__ + words

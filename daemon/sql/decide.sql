@@ -2,7 +2,7 @@
 --   $1 id uuid, $2 attempt integer, $3 status text ('ready', or the final status), $4 rank smallint, $5 reason text
 WITH word AS (
     SELECT q.id, q.lane, q.order_key FROM outrider.queue q
-     WHERE q.id = $1 AND q.attempts = $2 AND q.state = 'unknown' FOR UPDATE
+     WHERE q.id = $1 AND q.attempts = $2 AND q.state IS NOT DISTINCT FROM 'unknown' FOR UPDATE
 ), again AS (
     UPDATE outrider.queue q SET state = 'ready', due_at = clock_timestamp(), reason = $5
       FROM word WHERE q.id = word.id AND $3 = 'ready'
@@ -20,6 +20,6 @@ WITH word AS (
      CROSS JOIN LATERAL (SELECT e.id FROM outrider.queue e
                           WHERE e.lane = k.lane AND e.order_key = k.order_key AND e.id NOT IN (SELECT id FROM gone)
                           ORDER BY e.seq LIMIT 1) AS next
-     WHERE q.id = next.id AND q.state = 'behind'
+     WHERE q.id = next.id AND q.state IS NOT DISTINCT FROM 'behind'
 )
 SELECT id FROM again UNION ALL SELECT id FROM gone

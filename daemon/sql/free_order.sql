@@ -17,10 +17,10 @@ WITH looked AS MATERIALIZED (
                           WHERE e.lane = s.lane AND e.order_key = s.order_key AND e.seq < s.seq
                           ORDER BY e.seq DESC LIMIT 1) AS h ON true
      WHERE h.id IS NULL
-        OR EXISTS (SELECT FROM outrider.attempt a WHERE a.id = h.id AND a.at < now() - make_interval(secs => $2))
+        OR (SELECT min(a.at) FROM outrider.attempt a WHERE a.id = h.id) < now() - make_interval(secs => $2)
      LIMIT $1
 )
 UPDATE outrider.queue q
    SET state = 'ready', reason = CASE WHEN stuck.held_by IS NOT NULL THEN 'skipped a predecessor held too long' END
-  FROM stuck WHERE q.id = stuck.id AND q.state = 'behind'
+  FROM stuck WHERE q.id = stuck.id AND q.state IS NOT DISTINCT FROM 'behind'
 RETURNING q.id

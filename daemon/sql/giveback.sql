@@ -33,7 +33,7 @@ WITH fence AS MATERIALIZED (
      CROSS JOIN LATERAL (SELECT e.id FROM outrider.queue e
                           WHERE e.lane = k.lane AND e.order_key = k.order_key AND e.id NOT IN (SELECT id FROM gone)
                           ORDER BY e.seq LIMIT 1) AS next
-     WHERE q.id = next.id AND q.state = 'behind'
+     WHERE q.id = next.id AND q.state IS NOT DISTINCT FROM 'behind'
 ), closed AS (
     DELETE FROM outrider.claim WHERE id = ANY ($11::uuid[]) AND owner = $1
 )

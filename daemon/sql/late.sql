@@ -8,7 +8,8 @@ WITH word AS MATERIALIZED (
            AS w (id, attempt, status, rank, segments, provider, sender, reference, accepted_at)
 ), gone AS (
     DELETE FROM outrider.queue q USING word w
-     WHERE q.id = w.id
+     -- Said twice, for a planner that would rather walk the whole queue past the words.
+     WHERE q.id = w.id AND q.id = ANY ($1::uuid[])
        AND (q.state <> 'ready' OR (q.id, q.attempts + 1) NOT IN (SELECT f.id, f.attempt FROM outrider.in_flight f))
     RETURNING q.id, q.lane, q.order_key
 ), freed AS (
@@ -17,7 +18,7 @@ WITH word AS MATERIALIZED (
      CROSS JOIN LATERAL (SELECT e.id FROM outrider.queue e
                           WHERE e.lane = k.lane AND e.order_key = k.order_key AND e.id NOT IN (SELECT id FROM gone)
                           ORDER BY e.seq LIMIT 1) AS next
-     WHERE q.id = next.id AND q.state = 'behind'
+     WHERE q.id = next.id AND q.state IS NOT DISTINCT FROM 'behind'
 )
 INSERT INTO outrider.outcome AS o (id, status, rank, attempts, segments, provider, sender, reference, accepted_at)
 SELECT id, status, rank, attempt, segments, provider, sender, reference, accepted_at FROM word

@@ -38,7 +38,7 @@ WITH news AS MATERIALIZED (
 ), resolved AS (
     -- What is in flight stays until its own verdict is written.
     DELETE FROM outrider.queue q USING best b
-     WHERE q.id = b.id
+     WHERE q.id = b.id AND q.id = ANY ($1::uuid[])  -- said twice: see late.sql
        AND (q.state <> 'ready' OR (q.id, q.attempts + 1) NOT IN (SELECT f.id, f.attempt FROM outrider.in_flight f))
     RETURNING q.id, b.attempt, b.provider, b.reference, q.lane, q.order_key
 ), freed AS (
@@ -47,7 +47,7 @@ WITH news AS MATERIALIZED (
      CROSS JOIN LATERAL (SELECT e.id FROM outrider.queue e
                           WHERE e.lane = k.lane AND e.order_key = k.order_key AND e.id NOT IN (SELECT id FROM resolved)
                           ORDER BY e.seq LIMIT 1) AS next
-     WHERE q.id = next.id AND q.state = 'behind'
+     WHERE q.id = next.id AND q.state IS NOT DISTINCT FROM 'behind'
 ), story AS (
     INSERT INTO outrider.attempt (id, attempt, kind, provider, outcome, reason, reference)
     SELECT id, attempt, 'evidence', provider, 'accepted', 'a receipt came', reference FROM resolved

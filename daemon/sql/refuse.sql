@@ -7,7 +7,8 @@ WITH word AS MATERIALIZED (
       FROM unnest($1::uuid[], $2::integer[], $3::text[], $4::smallint[], $5::text[])
            AS w (id, attempts, status, rank, reason)
       JOIN outrider.queue q ON q.id = w.id
-     WHERE q.attempts = w.attempts AND q.state <> 'unknown'
+     WHERE q.id = ANY ($1::uuid[])  -- said twice: see late.sql
+       AND q.attempts = w.attempts AND q.state <> 'unknown'
        -- NOT IN is looked up in a hash; NOT EXISTS would walk over all that is in flight for each row.
        AND (q.id, q.attempts + 1) NOT IN (SELECT f.id, f.attempt FROM outrider.in_flight f)
        FOR UPDATE OF q SKIP LOCKED
@@ -23,7 +24,7 @@ WITH word AS MATERIALIZED (
                                          WHERE e.lane = word.lane AND e.order_key = word.order_key AND e.seq < word.seq
                                            AND e.id NOT IN (SELECT id FROM gone)) AS behind
               FROM word WHERE word.status = 'ready') AS w
-     WHERE q.id = w.id AND q.state = 'suspect'
+     WHERE q.id = w.id AND q.state IS NOT DISTINCT FROM 'suspect'
     RETURNING q.id
 ), told AS (
     INSERT INTO outrider.outcome (id, status, rank, attempts, reason)
@@ -35,6 +36,6 @@ WITH word AS MATERIALIZED (
      CROSS JOIN LATERAL (SELECT e.id FROM outrider.queue e
                           WHERE e.lane = k.lane AND e.order_key = k.order_key AND e.id NOT IN (SELECT id FROM gone)
                           ORDER BY e.seq LIMIT 1) AS next
-     WHERE q.id = next.id AND q.state = 'behind'
+     WHERE q.id = next.id AND q.state IS NOT DISTINCT FROM 'behind'
 )
 SELECT id FROM gone

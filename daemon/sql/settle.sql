@@ -37,12 +37,13 @@ WITH fence AS MATERIALIZED (
            reason = CASE WHEN excluded.rank > o.rank THEN excluded.reason ELSE o.reason END,
            accepted_at = coalesce(excluded.accepted_at, o.accepted_at)
 ), freed AS (
+    -- IS NOT DISTINCT FROM, here and elsewhere, because = would lead the planner to the index of all that is behind.
     UPDATE outrider.queue q SET state = 'ready', reason = NULL
       FROM (SELECT DISTINCT lane, order_key FROM gone WHERE order_key IS NOT NULL) AS k
      CROSS JOIN LATERAL (SELECT e.id FROM outrider.queue e
                           WHERE e.lane = k.lane AND e.order_key = k.order_key AND e.id NOT IN (SELECT id FROM gone)
                           ORDER BY e.seq LIMIT 1) AS next
-     WHERE q.id = next.id AND q.state = 'behind'
+     WHERE q.id = next.id AND q.state IS NOT DISTINCT FROM 'behind'
     RETURNING q.lane, q.level, q.due_at
 ), closed AS (
     -- Fenced too: what a lost lease left open is for its next holder to judge.

@@ -91,11 +91,12 @@ async def test_a_flight_that_has_reported_is_not_unused() -> None:
     async with gate_of(clock) as gate:
         shut(gate)
         clock.go(61)
-        flight = gate.knock(3)
+        flight, other = gate.knock(3), gate.knock(3)
         assert flight is not None
-        gate.learn(flight, Unreachable("no connection"))
+        assert other is not None
+        gate.learn(flight, Accepted("SM1"))
         before = gate._breaker
-        gate.unused(flight)
+        gate.unused(flight)  # or the other's place would be given away
         assert gate._breaker == before
 
 

@@ -17,7 +17,8 @@ CREATE VIEW outrider.message AS
     SELECT o.id, o.seq, o.tenant, o.created_at, o.channel, o.service, o.intent, o.idempotency_key, o.tags,
            outrider.mask(o.recipient) AS recipient,
            CASE WHEN o.ended = 'accepted' AND EXISTS (SELECT FROM outrider.receipt r
-                                                       WHERE r.id = o.id AND r.status = 'sent') THEN 'sent'
+                                                       WHERE r.id = o.id AND r.status = 'sent'
+                                                         AND r.attempt >= o.attempts) THEN 'sent'
                 WHEN o.ended IS NOT NULL THEN o.ended
                 WHEN o.state = 'unknown' THEN 'unknown'
                 WHEN o.in_hand THEN 'sending'

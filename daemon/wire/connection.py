@@ -1,0 +1,100 @@
+"""One connection to a provider: it carries one exchange, or none."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Protocol
+
+from daemon.wire.answer import Answer
+
+if TYPE_CHECKING:
+    from daemon.wire.answer import Verdict
+    from daemon.wire.request import Origin
+
+
+class Pool(Protocol):
+    """Who owns a connection, and hears of its two turns of fate."""
+
+    def landed(self, connection: Connection) -> None:
+        """An exchange is over; the connection can carry another."""
+        ...
+
+    def lost(self, connection: Connection) -> None:
+        """The connection can carry nothing any more."""
+        ...
+
+
+class Connection(asyncio.Protocol):
+    """
+    A connection whose transport has just been handed over: ``connection_made`` was called on whoever dialled it.
+
+    Nothing may come on it while no exchange is under way: whatever does, it would be taken for the next answer.
+    """
+
+    __slots__ = ("_answer", "_loop", "_pool", "_transport", "alive", "deadline", "future", "idle_since", "origin")
+
+    def __init__(
+        self, pool: Pool, origin: Origin, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop
+    ) -> None:
+        self._pool = pool
+        self._transport = transport
+        self._loop = loop
+        self._answer: Answer | None = None
+        self.origin = origin
+        self.alive = True
+        self.deadline = 0.0  # of the exchange under way, on the loop's clock
+        self.idle_since = 0.0
+        self.future: asyncio.Future[Verdict] | None = None  # of the exchange under way
+
+    def usable(self) -> bool:
+        """Whether bytes written now would leave, as far as anybody on this side can know."""
+        return self.alive and not self._transport.is_closing()
+
+    def send(self, raw: bytes, deadline: float) -> asyncio.Future[Verdict]:
+        """Write *raw*, once and whole. From here on nobody can know, until the future knows."""
+        self._answer = Answer()
+        self.deadline = deadline
+        self.future = future = self._loop.create_future()
+        self._transport.write(raw)
+        return future
+
+    def abandon(self, reason: str) -> None:
+        """Wait no longer: the verdict is what has come so far, and the connection goes with it."""
+        if self._answer is not None:
+            self._settle(self._answer.fail(reason))
+        self.drop()
+
+    def drop(self) -> None:
+        """Close at once: no farewell, nothing buffered, nothing lingers."""
+        if self.alive:
+            self.alive = False
+            self._transport.abort()
+            self._pool.lost(self)
+
+    def _settle(self, verdict: Verdict) -> None:
+        future, self.future, self._answer = self.future, None, None
+        if future is not None and not future.done():  # done: its task was cancelled in this very turn
+            future.set_result(verdict)
+
+    # The event loop calls these.
+
+    def data_received(self, data: bytes) -> None:
+        answer = self._answer
+        if answer is None:
+            self.drop()
+            return
+        verdict = answer.feed(data)
+        if verdict is not None:
+            self._settle(verdict)
+            if answer.keep and self.usable():
+                self._pool.landed(self)
+            else:
+                self.drop()
+
+    def eof_received(self) -> None:
+        if self._answer is not None:
+            self._settle(self._answer.end())
+        self.drop()
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self.abandon(type(error).__name__ if error else "the connection was closed before the whole answer came")
