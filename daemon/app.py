@@ -13,7 +13,7 @@ import gc
 import signal
 import socket
 import time
-from contextlib import AsyncExitStack
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from typing import TYPE_CHECKING
 
 import structlog
@@ -33,7 +33,8 @@ from daemon.providers.twilio import Twilio, basic
 from daemon.pulse import Pulse
 from daemon.settings import SettingsError, Simulator, describe_difference, load
 from daemon.supervisor import Service, notify, supervise
-from daemon.transport import Transport
+from daemon.transport import Link, Transport
+from daemon.wire import Wire
 from daemon.web import Guard, Listener, operator_app, public_app
 
 if TYPE_CHECKING:
@@ -140,10 +141,10 @@ class App:
         for name, provider in settings.providers.items():
             base_url = provider.base_url or await _simulator(provider, stack)
             dialects[name] = _dialect(name, provider, public_url=public_url, base_url=base_url)
-            transport = await stack.enter_async_context(Transport.open(connections=provider.connections))
+            link: Link = await stack.enter_async_context(_link(provider))
             gates[name] = Gate(
                 dialects[name],
-                transport,
+                link,
                 connections=provider.connections,
                 timeout_s=provider.timeout_s,
                 tick=clock.tick,
@@ -189,7 +190,7 @@ class App:
             if schema is not None:
                 log.error("schema.refused", reason="; ".join(map(str, schema.exceptions)))
             if other is not None:
-                log.error("daemon.failed", reason="; ".join(map(repr, other.exceptions)))
+                log.error("daemon.failed", reasons=list(map(repr, other.exceptions)))
             return FAILED if schema is None else BAD_CONFIGURATION
         finally:
             self._observer.stopped()
@@ -290,6 +291,11 @@ def _dialect(name: str, provider: Provider, *, public_url: str, base_url: str) -
         base_url=base_url,
         callback_options=provider.callback_options,
     )
+
+
+def _link(provider: Provider) -> AbstractAsyncContextManager[Link]:
+    connections = provider.connections
+    return Wire.open(connections=connections) if provider.client == "wire" else Transport.open(connections=connections)
 
 
 async def _simulator(provider: object, stack: AsyncExitStack) -> str:

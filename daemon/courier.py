@@ -85,7 +85,7 @@ class Courier:
             message, sender, self._desk.callback_url(message, gate.name), self._desk.validity(message)
         )
         try:
-            answer = await gate.transport.exchange(
+            answer = await gate.link.exchange(
                 request, deadline_s=gate.timeout_s, on_write=lambda: self._leaves(message, sender, turn)
             )
             outcome = answer if isinstance(answer, Unreachable | Uncertain) else gate.dialect.hear(answer)

@@ -36,6 +36,7 @@ EVENTS: Mapping[str, tuple[str, ...]] = {
     "signal.heard": ("kind", "message_id", "what"),
     # messages; never one line per message above debug, except for our own faults
     "claims.reconciled": ("group", "free"),  # and how many went which way
+    "journal.failed": ("error",),  # the dispatch log cannot be written: what would leave now is held
     "courier.stumbled": ("message_id",),  # our own fault: the message is parked
     "rows.refused": ("count", "first_reason"),  # the inspector ended rows early
     # providers

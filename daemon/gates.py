@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from daemon.observer import Observer
     from daemon.provider import Dialect
-    from daemon.transport import Transport
+    from daemon.transport import Link
 
 log = structlog.get_logger()
 
@@ -48,7 +48,7 @@ class Gate:
     def __init__(
         self,
         dialect: Dialect,
-        transport: Transport,
+        link: Link,
         *,
         connections: int,
         timeout_s: float,
@@ -56,7 +56,7 @@ class Gate:
         observer: Observer,
     ) -> None:
         self.dialect = dialect
-        self.transport = transport
+        self.link = link
         self.timeout_s = timeout_s
         self._flights: set[Flight] = set()
         self.places = Places(connections)

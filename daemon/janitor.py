@@ -172,7 +172,7 @@ class Janitor:
         if question is None:
             return None
         async with self._questions:
-            answer = await gate.transport.exchange(question, deadline_s=gate.timeout_s)
+            answer = await gate.link.exchange(question, deadline_s=gate.timeout_s)
         if isinstance(answer, Unreachable | Uncertain):
             return Unclear(answer.reason)
         return gate.dialect.found(attempt, answer)

@@ -101,6 +101,7 @@ class _TwilioDialect(Table):
 
     connections: int = Field(default=64, ge=1, le=10_000)
     timeout_s: float = Field(default=15.0, gt=0, le=120)
+    client: Literal["wire", "aiohttp"] = "wire"
     # How Twilio repeats its callbacks to us: 5 times, on any trouble, within 15 s (facts: twilio 4.4).
     callback_options: str = "rc=5&rp=all&ct=2000&rt=2500&tt=15000"
 

@@ -35,6 +35,6 @@ WITH fence AS MATERIALIZED (
                           ORDER BY e.seq LIMIT 1) AS next
      WHERE q.id = next.id AND q.state IS NOT DISTINCT FROM 'behind'
 ), closed AS (
-    DELETE FROM outrider.claim WHERE id = ANY ($11::uuid[]) AND owner = $1
+    DELETE FROM outrider.claim c USING fence f WHERE c.id = ANY ($11::uuid[]) AND c.owner = $1 AND c.grp = f.grp
 )
 SELECT id FROM back UNION ALL SELECT id FROM gone

@@ -6,9 +6,10 @@ Also what an application does (insert) and what a test asks (where is this messa
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from uuid import UUID, uuid4
 
 from daemon.core.lifecycle import RANKS, Status
@@ -112,8 +113,10 @@ class Actor:
             [reference(one.id) for one in tries], [None] * many, [reason] * many, accepted, list(closed),
         )  # fmt: skip
 
-    async def settled(self, tries: Sequence[Try], status: Status = Status.ACCEPTED, **keys: list[UUID]) -> set[UUID]:
-        return {row["id"] for row in await self.settle(tries, status, **keys) if row["id"] is not None}
+    async def settled(
+        self, tries: Sequence[Try], status: Status = Status.ACCEPTED, *, closed: Iterable[UUID] = ()
+    ) -> set[UUID]:
+        return {row["id"] for row in await self.settle(tries, status, closed=closed) if row["id"] is not None}
 
     async def give_back(
         self,
@@ -146,7 +149,9 @@ class Actor:
         )  # fmt: skip
         return {row["id"] for row in rows}
 
-    async def hear(self, id: UUID, attempt: int, status: Status, *, code: str = "", final: bool | None = None) -> set[UUID]:
+    async def hear(
+        self, id: UUID, attempt: int, status: Status, *, code: str = "", final: bool | None = None
+    ) -> set[UUID]:
         said = Receipt(reference(id), status, code, final=RANKS[status] >= 40 if final is None else final)
         return await self.receive([(id, attempt, said)])
 
@@ -166,7 +171,7 @@ def reference(id: UUID) -> str:
     return f"SM{id.hex}"
 
 
-async def insert(connection: Connection, many: int = 1, **columns: object) -> list[UUID]:
+async def insert(connection: Connection, many: int = 1, /, **columns: Any) -> list[UUID]:
     """As an application would, all in one statement; the ids in their order."""
     asked = {"recipient": "+12025550100", "service": "service", "intent": "marketing", "body": "Hello", **columns}
     values = ", ".join(f"${number}" for number in range(2, 2 + len(asked)))
@@ -175,6 +180,12 @@ async def insert(connection: Connection, many: int = 1, **columns: object) -> li
         many, *asked.values(),
     )  # fmt: skip
     return [row["id"] for row in sorted(rows, key=lambda row: row["seq"])]
+
+
+async def blocked(connection: Connection, other: Connection) -> None:
+    """Return when *other* waits for a lock that somebody holds."""
+    while not await connection.fetchval("SELECT cardinality(pg_blocking_pids($1)) > 0", other.get_server_pid()):  # noqa: ASYNC110
+        await asyncio.sleep(0.005)
 
 
 async def where(connection: Connection, id: UUID) -> str:

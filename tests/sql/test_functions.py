@@ -11,7 +11,7 @@ import asyncpg
 import pytest
 
 from daemon.core.lifecycle import FINAL, REPLAYABLE, WAITING, Status
-from tests.sql.actor import Actor, ended, insert, waiting, where
+from tests.sql.actor import Actor, blocked, ended, insert, waiting, where
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -45,7 +45,12 @@ async def test_a_waiting_message_is_canceled_at_once(connection: Connection, act
 
 
 async def test_a_message_of_the_future_and_one_under_suspicion_are_canceled(connection: Connection) -> None:
-    for columns in ({"send_at": datetime.now(UTC) + timedelta(days=1)}, {"recipient": "?"}, {"order_key": "a"}, {"order_key": "a"}):
+    for columns in (
+        {"send_at": datetime.now(UTC) + timedelta(days=1)},
+        {"recipient": "?"},
+        {"order_key": "a"},
+        {"order_key": "a"},
+    ):
         (id,) = await insert(connection, **columns)
         assert await cancel(connection, id) == "canceled"
 
@@ -81,14 +86,15 @@ async def test_a_cancel_waits_for_a_claim_in_the_making(connection: Connection, 
     await claim.start()
     assert [taken.id for taken in await actor.claim()] == [id]
     waits = asyncio.create_task(cancel(canceller, id))
-    while not await connection.fetchval("SELECT cardinality(pg_blocking_pids($1)) > 0", canceller.get_server_pid()):
-        await asyncio.sleep(0.005)
+    await blocked(connection, canceller)
     await claim.commit()
     assert await waits == "requested"
     assert await where(connection, id) == "sending"
 
 
-async def test_a_transaction_that_cannot_see_the_claim_promises_less(connection: Connection, actor: Actor, another: Another) -> None:
+async def test_a_transaction_that_cannot_see_the_claim_promises_less(
+    connection: Connection, actor: Actor, another: Another
+) -> None:
     """REPEATABLE READ: the claim is younger than its snapshot. The daemon must hear of it all the same."""
     (id,) = await insert(connection)
     canceller = await another()
@@ -109,7 +115,9 @@ async def test_a_transaction_that_cannot_see_the_claim_promises_less(connection:
 async def test_what_is_paused_stays_so_until_it_is_resumed(connection: Connection, what: str) -> None:
     for reason in ("first", "second"):
         await connection.execute("SELECT outrider.pause($1, $2)", what, reason)
-    assert [tuple(row) for row in await connection.fetch("SELECT what, reason FROM outrider.pause")] == [(what, "first")]
+    assert [tuple(row) for row in await connection.fetch("SELECT what, reason FROM outrider.pause")] == [
+        (what, "first")
+    ]
     assert await connection.fetchval("SELECT outrider.resume($1)", what) is True
     assert await connection.fetchval("SELECT outrider.resume($1)", what) is False
     assert await signals(connection) == [("pause", None, what), ("pause", None, what), ("resume", None, what)]
@@ -117,7 +125,9 @@ async def test_what_is_paused_stays_so_until_it_is_resumed(connection: Connectio
 
 @pytest.mark.parametrize("what", ["", "everything", "service:", "otp", "Service:otp", "all ", "sender +1"])
 async def test_what_cannot_be_paused_is_said_plainly(connection: Connection, what: str) -> None:
-    with pytest.raises(asyncpg.RaiseError, match="cannot pause .*: say all, service:NAME, sender:ADDRESS or provider:NAME"):
+    with pytest.raises(
+        asyncpg.RaiseError, match=r"cannot pause .*: say all, service:NAME, sender:ADDRESS or provider:NAME"
+    ):
         await connection.execute("SELECT outrider.pause($1)", what)
     assert await signals(connection) == []
 
@@ -126,7 +136,9 @@ async def test_what_cannot_be_paused_is_said_plainly(connection: Connection, wha
 
 
 async def test_an_opt_out_stands_and_is_told_each_time(connection: Connection) -> None:
-    await connection.execute("SELECT outrider.opt_out('+12025550100'), outrider.opt_out('+12025550100', 'acme', 'STOP')")
+    await connection.execute(
+        "SELECT outrider.opt_out('+12025550100'), outrider.opt_out('+12025550100', 'acme', 'STOP')"
+    )
     await connection.execute("SELECT outrider.opt_out('+12025550100', reason => 'again')")
     rows = await connection.fetch("SELECT tenant, recipient, reason FROM outrider.suppression ORDER BY tenant")
     assert [tuple(row) for row in rows] == [("", "+12025550100", "opted out"), ("acme", "+12025550100", "STOP")]
@@ -156,7 +168,14 @@ async def test_only_what_ended_badly_is_sent_again(connection: Connection, actor
         return
     row = await waiting(connection, id)
     assert row is not None
-    assert (row["state"], row["lane"], row["level"], row["attempts"], row["spent"], row["reason"]) == ("ready", "service", 1, 1, 0, "replayed")
+    assert (row["state"], row["lane"], row["level"], row["attempts"], row["spent"], row["reason"]) == (
+        "ready",
+        "service",
+        1,
+        1,
+        0,
+        "replayed",
+    )
     assert await where(connection, id) == "queued"
     assert await signals(connection) == [("replay", id, None)]
     story = await connection.fetch("SELECT kind, outcome, reason FROM outrider.attempt WHERE id = $1", id)

@@ -6,7 +6,8 @@ import asyncio
 import re
 from calendar import monthrange
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
 from uuid import UUID, uuid4
 
 import asyncpg
@@ -17,7 +18,7 @@ from hypothesis import strategies as st
 
 from daemon.core.lifecycle import FINAL, RANKS, WAITING, Status
 from daemon.core.message import LEVELS, OnAmbiguous
-from tests.sql.actor import ended, insert, waiting, where
+from tests.sql.actor import blocked, ended, insert, waiting, where
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
@@ -93,7 +94,7 @@ async def test_the_ranks_written_by_sql_are_those_of_core(connection: Connection
     ],
 )
 async def test_a_row_in_doubt_is_set_apart_for_the_inspector(
-    connection: Connection, columns: dict[str, object], state: str
+    connection: Connection, columns: dict[str, Any], state: str
 ) -> None:
     (id,) = await insert(connection, **columns)
     row = await waiting(connection, id)
@@ -106,12 +107,12 @@ def test_every_policy_the_intake_knows_is_one_of_core() -> None:
 
 
 async def test_a_pinned_sender_is_a_lane_of_its_own(connection: Connection) -> None:
-    for columns, lane in [
-        ({"service": "otp"}, "otp"),
-        ({"service": None}, "default"),
-        ({"service": "otp", "sender": "+12025550100"}, "@+12025550100"),
+    for service, sender, lane in [
+        ("otp", None, "otp"),
+        (None, None, "default"),
+        ("otp", "+12025550100", "@+12025550100"),
     ]:
-        (id,) = await insert(connection, **columns)
+        (id,) = await insert(connection, service=service, sender=sender)
         row = await waiting(connection, id)
         assert row is not None
         assert row["lane"] == lane
@@ -148,22 +149,24 @@ async def test_within_one_statement_the_first_of_a_key_wins(connection: Connecti
 
 
 @pytest.mark.parametrize("committed", [True, False])
-async def test_whoever_waits_for_the_first_learns_how_it_ended(connection: Connection, another: Another, committed: bool) -> None:
+async def test_whoever_waits_for_the_first_learns_how_it_ended(
+    connection: Connection, another: Another, committed: bool
+) -> None:
     first, second = await another(), await another()
     transaction = first.transaction()
     await transaction.start()
     await insert(first, idempotency_key="order 17")
-    pid = second.get_server_pid()
     waits = asyncio.create_task(insert(second, idempotency_key="order 17"))
-    while not await connection.fetchval("SELECT cardinality(pg_blocking_pids($1)) > 0", pid):
-        await asyncio.sleep(0.005)
+    await blocked(connection, second)
     await (transaction.commit() if committed else transaction.rollback())
     (id,) = await waits
     assert await where(connection, id) == ("suppressed" if committed else "queued")
     assert await connection.fetchval("SELECT count(*) FROM outrider.queue") == 1
 
 
-async def test_two_bulk_inserts_of_the_same_keys_do_not_lock_each_other_out(connection: Connection, database: str) -> None:
+async def test_two_bulk_inserts_of_the_same_keys_do_not_lock_each_other_out(
+    connection: Connection, database: str
+) -> None:
     many = 2000
     copies = []
     for step in (1, -1):
@@ -181,7 +184,17 @@ async def test_two_bulk_inserts_of_the_same_keys_do_not_lock_each_other_out(conn
 
 
 async def test_tenants_do_not_share_keys_whatever_they_are_called(connection: Connection) -> None:
-    pairs = [("", "k"), ("a", "k"), ("b", "k"), ("a\x01", "k"), ("a", "\x01k"), ("1:a", "k"), ("", "1:ak"), ("ak", ""), ("a", "k ")]
+    pairs = [
+        ("", "k"),
+        ("a", "k"),
+        ("b", "k"),
+        ("a\x01", "k"),
+        ("a", "\x01k"),
+        ("1:a", "k"),
+        ("", "1:ak"),
+        ("ak", ""),
+        ("a", "k "),
+    ]
     ids = [(await insert(connection, tenant=tenant, idempotency_key=key))[0] for tenant, key in pairs]
     assert [await where(connection, id) for id in ids] == ["queued"] * len(pairs)
     (nobody,) = await insert(connection, tenant=None, idempotency_key="k")
@@ -198,8 +211,13 @@ async def test_a_key_whose_time_is_over_may_be_used_again(connection: Connection
 
 
 async def test_ten_thousand_rows_by_copy(connection: Connection) -> None:
-    rows = [(f"+1202{5550000 + n}", "Hello", "otp" if n % 10 == 0 else "marketing", f"key {n // 2}" if n < 2000 else None) for n in range(10_000)]
-    await connection.copy_records_to_table("outbox", schema_name="outrider", records=rows, columns=["recipient", "body", "intent", "idempotency_key"])
+    rows = [
+        (f"+1202{5550000 + n}", "Hello", "otp" if n % 10 == 0 else "marketing", f"key {n // 2}" if n < 2000 else None)
+        for n in range(10_000)
+    ]
+    await connection.copy_records_to_table(
+        "outbox", schema_name="outrider", records=rows, columns=["recipient", "body", "intent", "idempotency_key"]
+    )
     assert await connection.fetchval("SELECT count(*) FROM outrider.queue WHERE state = 'ready'") == 9_000
     assert await connection.fetchval("SELECT count(*) FROM outrider.outcome WHERE status = 'suppressed'") == 1_000
 
@@ -223,7 +241,9 @@ async def test_a_plan_made_for_a_bulk_insert_does_not_read_whole_tables_for_one_
 
 # When a message is of no more use.
 
-MOMENTS = st.sampled_from(["infinity", "-infinity", "4713-01-01 BC", "294276-12-31 23:59:59.999999", "0001-01-01", "9999-12-31"])
+MOMENTS = st.sampled_from(
+    ["infinity", "-infinity", "4713-01-01 BC", "294276-12-31 23:59:59.999999", "0001-01-01", "9999-12-31"]
+)
 DATES = st.datetimes(datetime(2000, 1, 1), datetime(2100, 1, 1)).map(lambda moment: moment.isoformat())  # noqa: DTZ001
 MONTHS = st.one_of(st.integers(-130, 130), st.integers(-(2**31), 2**31 - 1))
 DAYS = st.one_of(st.integers(-4000, 4000), st.integers(-(2**31), 2**31 - 1))
@@ -252,7 +272,9 @@ def later(start: datetime, months: int, days: int, microseconds: int) -> datetim
     return moved + timedelta(days=days, microseconds=microseconds)
 
 
-def useless_at(created: str, send: str | None, span: tuple[int, int, int] | None, expires: str | None) -> datetime | None:
+def useless_at(
+    created: str, send: str | None, span: tuple[int, int, int] | None, expires: str | None
+) -> datetime | None:
     """The model: the earlier of expires_at and due time + validity, of which no more than ten years either way count."""
     if span is None and expires is None:
         return None
@@ -264,7 +286,7 @@ def useless_at(created: str, send: str | None, span: tuple[int, int, int] | None
             ends.append(later(due, 120 if size > 0 else -120, 0, 0))
         else:
             ends.append(later(due, *span))
-    return max(min(min(filter(None, ends)), MOST), LEAST)
+    return max(min(end for end in [*ends, MOST] if end is not None), LEAST)
 
 
 def plain(span: tuple[int, int, int] | None) -> bool:
@@ -272,7 +294,7 @@ def plain(span: tuple[int, int, int] | None) -> bool:
 
 
 @pytest.fixture
-def asked(database: str) -> Iterator[Callable[..., asyncpg.Record]]:
+def asked(database: str) -> Iterator[Callable[..., datetime | None]]:
     """Asks Postgres, from a session in a zone with a daylight-saving time."""
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         connection = runner.run(asyncpg.connect(database, server_settings={"timezone": "America/New_York"}))
@@ -281,10 +303,12 @@ def asked(database: str) -> Iterator[Callable[..., asyncpg.Record]]:
             " AT TIME ZONE 'UTC'"
         )
 
-        def ask(created: str, send: str | None, span: str | None, expires: str | None) -> asyncpg.Record:
-            moments = [None if text is None or "infinity" in text else f"{text}+00".replace(" BC+00", "+00 BC") for text in (created, send, expires)]
-            told = [text if text is None or "infinity" in text else known for text, known in zip((created, send, expires), moments, strict=True)]
-            return runner.run(connection.fetchval(query, told[0], told[1], span, told[2]))
+        def utc(text: str | None) -> str | None:
+            return text if text is None or "infinity" in text else f"{text}+00".replace(" BC+00", "+00 BC")
+
+        def ask(created: str, send: str | None, span: str | None, expires: str | None) -> datetime | None:
+            told: datetime | None = runner.run(connection.fetchval(query, utc(created), utc(send), span, utc(expires)))
+            return told
 
         yield ask
         runner.run(connection.close())
@@ -369,7 +393,10 @@ async def test_a_key_as_long_as_a_novel_still_orders(connection: Connection) -> 
 
 
 async def homes(connection: Connection, *ids: UUID) -> list[str]:
-    rows = [await connection.fetchval("SELECT tableoid::regclass::text FROM outrider.outbox WHERE id = $1", id) for id in ids]
+    rows = [
+        await connection.fetchval("SELECT tableoid::regclass::text FROM outrider.outbox WHERE id = $1", id)
+        for id in ids
+    ]
     return [name.removeprefix("outrider.") for name in rows]
 
 
@@ -391,7 +418,11 @@ async def test_ids_are_ordered_by_time_and_of_version_7(connection: Connection) 
     (id,) = await insert(connection)
     (after,) = await insert(connection)
     assert (id.version, id.variant) == (7, uuid4().variant)
-    assert before - timedelta(milliseconds=2) <= datetime.fromtimestamp((id.int >> 80) / 1000, UTC) <= datetime.now(UTC) + timedelta(milliseconds=2)
+    assert (
+        before - timedelta(milliseconds=2)
+        <= datetime.fromtimestamp((id.int >> 80) / 1000, UTC)
+        <= datetime.now(UTC) + timedelta(milliseconds=2)
+    )
     assert id.int >> 80 <= after.int >> 80
 
 
@@ -425,7 +456,7 @@ async def test_weeks_follow_each_other_without_a_gap_in_any_zone(own: Another) -
     assert len(rows) == 4 * 53
     for parent in ("outbox", "outcome", "attempt", "receipt"):
         ranges = [re.findall(r"'([^']+)'", row["bound"]) for row in rows if row["parent"] == parent]
-        assert all(earlier[1] == after[0] for earlier, after in zip(ranges, ranges[1:], strict=False))
+        assert all(earlier[1] == after[0] for earlier, after in pairwise(ranges))
 
 
 async def test_two_that_make_weeks_at_once_make_them_once(own: Another) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import json
 from dataclasses import dataclass
-from datetime import datetime
 from itertools import count
 from typing import TYPE_CHECKING
 from uuid import UUID
@@ -22,6 +21,7 @@ from tests.sql.actor import LONG_AGO
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
+    from datetime import datetime
 
     from tests.conftest import Cluster
 
@@ -45,7 +45,9 @@ INSERT INTO outrider.queue (id, seq, state, lane, level, due_at, order_key, atte
 SELECT id, seq, {state}, {lane}, 3, created_at, {order_key}, CASE WHEN {state} = 'unknown' THEN 1 ELSE 0 END FROM asked;
 SET session_replication_role = origin;
 """
-LEASE = "INSERT INTO outrider.lease VALUES ('group', '00000000-0000-0000-0000-000000000007', 1, now() + interval '1 day')"
+LEASE = (
+    "INSERT INTO outrider.lease VALUES ('group', '00000000-0000-0000-0000-000000000007', 1, now() + interval '1 day')"
+)
 TABLES = "SELECT oid::regclass::text FROM pg_class WHERE relnamespace = 'outrider'::regnamespace AND relkind = 'r' AND relname ~ '^(queue|outbox|outcome|claim)'"
 
 # What Postgres may have come to believe.
@@ -93,13 +95,21 @@ async def fill(connection: Connection) -> int:
     short = await Explained.of(connection, "claim", claim("campaign"))
     await add(connection, ROWS - 30_000)
     await add(connection, 10_000, state="'unknown'", lane="'doubtful'")
-    await add(connection, 10_000, state="CASE WHEN seq % 4 = 0 THEN 'ready' ELSE 'behind' END", lane="'ordered'", order_key="'key ' || seq / 4 % 5")
+    await add(
+        connection,
+        10_000,
+        state="CASE WHEN seq % 4 = 0 THEN 'ready' ELSE 'behind' END",
+        lane="'ordered'",
+        order_key="'key ' || seq / 4 % 5",
+    )
     await add(connection, 5_000, state="'suspect'", lane="'other'")
     await add(connection, 5_000, lane="'other'")
     return short.buffers
 
 
-async def add(connection: Connection, many: int, *, state: str = "'ready'", lane: str = "'campaign'", order_key: str = "NULL") -> None:
+async def add(
+    connection: Connection, many: int, *, state: str = "'ready'", lane: str = "'campaign'", order_key: str = "NULL"
+) -> None:
     await connection.execute(FILL.format(many=many, state=state, lane=lane, order_key=order_key))
 
 
@@ -111,7 +121,9 @@ class Explained:
     buffers: int
 
     @classmethod
-    async def of(cls, connection: Connection, name: str, arguments: Sequence[object], *, believing: str = "SELECT") -> Explained:
+    async def of(
+        cls, connection: Connection, name: str, arguments: Sequence[object], *, believing: str = "SELECT"
+    ) -> Explained:
         transaction = connection.transaction()
         await transaction.start()
         try:
@@ -155,7 +167,10 @@ def wide(node: Mapping[str, object]) -> bool:
 
 
 def rows(node: Mapping[str, object]) -> float:
-    looked_at = sum(float(str(node.get(key, 0))) for key in ("Actual Rows", "Rows Removed by Filter", "Rows Removed by Index Recheck"))
+    looked_at = sum(
+        float(str(node.get(key, 0)))
+        for key in ("Actual Rows", "Rows Removed by Filter", "Rows Removed by Index Recheck")
+    )
     return looked_at * float(str(node["Actual Loops"]))
 
 
@@ -176,7 +191,8 @@ def claim(lane: str, *, mark: datetime = LONG_AGO, room: int = ASKED) -> list[ob
 
 
 async def some(connection: Connection, where: str, many: int = ASKED) -> list[UUID]:
-    return [row["id"] for row in await connection.fetch(f"SELECT id FROM outrider.queue WHERE {where} ORDER BY seq LIMIT {many}")]  # noqa: S608
+    query = f"SELECT id FROM outrider.queue WHERE {where} ORDER BY seq LIMIT {many}"  # noqa: S608
+    return [row["id"] for row in await connection.fetch(query)]
 
 
 async def questions(connection: Connection) -> dict[str, list[object]]:
@@ -225,7 +241,9 @@ def test_no_statement_reads_more_than_it_is_asked_for(stage: Stage, believing: s
             bound = 8 * ASKED + 10 if name == "free_order" else 2 * ASKED + 10
             assert seen.touched() <= (bound, "~"), name
             assert seen.sorted_rows() <= bound, name
-            assert seen.buffers <= 100 * (ASKED if name != "free_order" else 8 * ASKED), f"{name}: {seen.buffers} buffers"
+            assert seen.buffers <= 100 * (ASKED if name != "free_order" else 8 * ASKED), (
+                f"{name}: {seen.buffers} buffers"
+            )
 
     stage.runner.run(look())
 
@@ -260,9 +278,16 @@ def test_a_mark_keeps_the_claim_off_two_hundred_thousand_dead_rows(stage: Stage)
 
 def test_a_verdict_on_one_of_many_behind_a_key_looks_at_the_next_alone(stage: Stage) -> None:
     async def look() -> Explained:
-        await add(stage.connection, 20_000, state="CASE WHEN row_number() OVER (ORDER BY seq) = 1 THEN 'ready' ELSE 'behind' END", lane="'chain'", order_key="'all the same'")
+        await add(
+            stage.connection,
+            20_000,
+            state="CASE WHEN row_number() OVER (ORDER BY seq) = 1 THEN 'ready' ELSE 'behind' END",
+            lane="'chain'",
+            order_key="'all the same'",
+        )
         (head,) = await some(stage.connection, "lane = 'chain'", 1)
-        return await Explained.of(stage.connection, "decide", [head, 0, "dead", 5, "x"], believing=f"UPDATE outrider.queue SET state = 'unknown' WHERE id = '{head}' -- ")
+        await stage.connection.execute("UPDATE outrider.queue SET state = 'unknown' WHERE id = $1", head)
+        return await Explained.of(stage.connection, "decide", [head, 0, "dead", 5, "x"])
 
     seen = stage.runner.run(look())
     assert seen.touched() <= (10, "~")

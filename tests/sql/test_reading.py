@@ -87,7 +87,13 @@ async def test_an_outcome_shows_as_it_stands(connection: Connection, actor: Acto
     (id,) = await insert(connection)
     await actor.settle(await actor.claim(), status, reason="because")
     row = await message(connection, id)
-    assert (row["status"], row["reason"], row["attempts"], row["segments"], row["sender"]) == (status, "because", 1, 1, "+12025550100")
+    assert (row["status"], row["reason"], row["attempts"], row["segments"], row["sender"]) == (
+        status,
+        "because",
+        1,
+        1,
+        "+12025550100",
+    )
     dead = await connection.fetchval("SELECT count(*) FROM outrider.dead_letter WHERE id = $1", id)
     assert dead == (status in REPLAYABLE)
 
@@ -102,7 +108,9 @@ async def test_an_attempt_given_back_is_not_in_flight_any_more(connection: Conne
 
 async def test_messages_are_found_by_key_and_by_tags(connection: Connection) -> None:
     await insert(connection, idempotency_key="order 17")
-    await connection.execute("INSERT INTO outrider.outbox (recipient, body, tags) VALUES ($1, 'x', '{\"campaign\": 7}')", NUMBER)
+    await connection.execute(
+        "INSERT INTO outrider.outbox (recipient, body, tags) VALUES ($1, 'x', '{\"campaign\": 7}')", NUMBER
+    )
     assert await connection.fetchval("SELECT count(*) FROM outrider.message WHERE idempotency_key = 'order 17'") == 1
     found = await connection.fetchval(
         "SELECT count(*) FROM outrider.message WHERE tags @> '{\"campaign\": 7}' AND id >= outrider.first_id(now() - interval '1 hour')"
@@ -121,7 +129,18 @@ async def test_why_tells_the_whole_story_and_nothing_private(connection: Connect
     assert [row["what"] for row in story] == ["inserted", "claimed", "now sending"]
     assert story[1]["detail"] == "attempt 1 by sender-1/42, epoch 1"
     await actor.run(
-        "attempts", [id], [1], ["exchange"], [datetime.now(UTC)], ["twilio"], ["+12025550100"], [2], ["uncertain"], [None], ["timed out"], [None]
+        "attempts",
+        [id],
+        [1],
+        ["exchange"],
+        [datetime.now(UTC)],
+        ["twilio"],
+        ["+12025550100"],
+        [2],
+        ["uncertain"],
+        [None],
+        ["timed out"],
+        [None],
     )
     await actor.give_back([taken], "unknown", closed=[taken.claim])
     await actor.hear(id, 1, Status.SENT)
@@ -159,7 +178,9 @@ async def test_a_mask_shows_no_more_than_five_characters_of_anything(connection:
         recipients.append(recipient)
 
     collect()
-    masked = await connection.fetchval("SELECT array_agg(outrider.mask(r) ORDER BY n) FROM unnest($1::text[]) WITH ORDINALITY AS t (r, n)", recipients)
+    masked = await connection.fetchval(
+        "SELECT array_agg(outrider.mask(r) ORDER BY n) FROM unnest($1::text[]) WITH ORDINALITY AS t (r, n)", recipients
+    )
     for recipient, shown in zip(recipients, masked, strict=True):
         assert len(shown.replace("*", "")) <= 5
         assert len(recipient) > 7 or re.fullmatch(r"\**", shown)
@@ -169,5 +190,11 @@ async def test_the_backlog_counts_what_waits(connection: Connection) -> None:
     await insert(connection, 3)
     await insert(connection, 2, intent="otp", service="otp")
     await insert(connection, send_at=datetime.now(UTC) + timedelta(days=1), service="later")
-    rows = await connection.fetch("SELECT lane, level, state, messages, oldest_due IS NOT NULL AS due FROM outrider.backlog ORDER BY lane")
-    assert [tuple(row) for row in rows] == [("later", 3, "ready", 1, False), ("otp", 1, "ready", 2, True), ("service", 3, "ready", 3, True)]
+    rows = await connection.fetch(
+        "SELECT lane, level, state, messages, oldest_due IS NOT NULL AS due FROM outrider.backlog ORDER BY lane"
+    )
+    assert [tuple(row) for row in rows] == [
+        ("later", 3, "ready", 1, False),
+        ("otp", 1, "ready", 2, True),
+        ("service", 3, "ready", 3, True),
+    ]

@@ -57,9 +57,25 @@ async def test_a_producer_inserts_every_column_of_its_own(connection: Connection
             " traceparent) SELECT 't', '+12025550100', 'sms', 's', null, 'x', null, null, null, null, null, 'otp', null, '1 day', null,"
             " 'key', 'order', '{}', 'drop', null, null, null RETURNING id"
         )
-        assert await connection.execute("INSERT INTO outrider.outbox (id, body) VALUES (gen_random_uuid(), 'x')") == "INSERT 0 1"
-        assert await connection.copy_to_table("outbox", schema_name="outrider", columns=["recipient", "body"], source=io.BytesIO(b"+12025550100\tHi\n")) == "COPY 1"
-        assert await connection.execute("INSERT INTO outrider.outbox (id, body) VALUES ($1, 'x') ON CONFLICT (id) DO NOTHING", id) == "INSERT 0 0"
+        assert (
+            await connection.execute("INSERT INTO outrider.outbox (id, body) VALUES (gen_random_uuid(), 'x')")
+            == "INSERT 0 1"
+        )
+        assert (
+            await connection.copy_to_table(
+                "outbox",
+                schema_name="outrider",
+                columns=["recipient", "body"],
+                source=io.BytesIO(b"+12025550100\tHi\n"),
+            )
+            == "COPY 1"
+        )
+        assert (
+            await connection.execute(
+                "INSERT INTO outrider.outbox (id, body) VALUES ($1, 'x') ON CONFLICT (id) DO NOTHING", id
+            )
+            == "INSERT 0 0"
+        )
 
 
 @pytest.mark.parametrize(
@@ -109,7 +125,9 @@ async def test_a_producer_does_nothing_else(connection: Connection, query: str) 
     ],
 )
 @pytest.mark.parametrize("role", ["outrider_reader", "outrider_operator"])
-async def test_who_looks_and_who_operates_sees_neither_body_nor_number(connection: Connection, role: str, query: str) -> None:
+async def test_who_looks_and_who_operates_sees_neither_body_nor_number(
+    connection: Connection, role: str, query: str
+) -> None:
     assert await denied(connection, role, query)
 
 
@@ -149,7 +167,9 @@ async def test_the_daemon_may_run_each_of_its_statements(connection: Connection,
     async with acting_as(connection, "outrider_daemon"):
         prepared = await connection.prepare(statement(name))
         # Typed NULLs and empty arrays: enough for every right to be checked.
-        nothing = [[] if parameter.kind == "array" else None for parameter in prepared.get_parameters()]
+        nothing: list[list[object] | None] = [
+            [] if parameter.kind == "array" else None for parameter in prepared.get_parameters()
+        ]
         try:
             await prepared.fetch(*nothing)
         except asyncpg.NotNullViolationError:
@@ -186,7 +206,11 @@ async def test_the_daemon_makes_weeks_by_the_function_alone(connection: Connecti
 async def test_the_public_may_do_nothing(connection: Connection) -> None:
     await connection.execute("DROP ROLE IF EXISTS outrider_test_nobody; CREATE ROLE outrider_test_nobody")
     try:
-        for query in ("SELECT FROM outrider.message", "SELECT outrider.new_id()", "INSERT INTO outrider.outbox (body) VALUES ('x')"):
+        for query in (
+            "SELECT FROM outrider.message",
+            "SELECT outrider.new_id()",
+            "INSERT INTO outrider.outbox (body) VALUES ('x')",
+        ):
             assert await denied(connection, "outrider_test_nobody", query), query
     finally:
         await connection.execute("DROP ROLE outrider_test_nobody")
@@ -214,14 +238,19 @@ async def test_no_role_can_log_in_or_do_more_than_it_was_granted(connection: Con
     rows = await connection.fetch("SELECT * FROM pg_roles WHERE rolname = ANY ($1::text[])", ROLES)
     assert len(rows) == len(ROLES)
     for row in rows:
-        assert not any(row[what] for what in ("rolcanlogin", "rolsuper", "rolcreaterole", "rolcreatedb", "rolbypassrls", "rolreplication"))
+        assert not any(
+            row[what]
+            for what in ("rolcanlogin", "rolsuper", "rolcreaterole", "rolcreatedb", "rolbypassrls", "rolreplication")
+        )
 
 
 async def test_a_temporary_table_named_like_ours_fools_nobody(connection: Connection) -> None:
     async with acting_as(connection, "outrider_producer"):
         await connection.execute("CREATE TEMP TABLE fresh (id uuid)")
         await connection.execute("SET LOCAL search_path = pg_temp, pg_catalog")
-        assert await connection.fetchval("INSERT INTO outrider.outbox (body, idempotency_key) VALUES ('x', 'k') RETURNING id")
+        assert await connection.fetchval(
+            "INSERT INTO outrider.outbox (body, idempotency_key) VALUES ('x', 'k') RETURNING id"
+        )
 
 
 def test_the_header_of_each_statement_names_its_parameters() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from datetime import UTC, datetime, timedelta
 from itertools import permutations
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 import pytest
@@ -16,6 +16,7 @@ from tests.sql.actor import LONG_AGO, Actor, Try, ended, insert, reference, wait
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
+    from uuid import UUID
 
     import asyncpg
 
@@ -26,7 +27,7 @@ pytestmark = pytest.mark.every_postgres
 S = Status
 
 
-async def one(connection: Connection, actor: Actor, **columns: object) -> Try:
+async def one(connection: Connection, actor: Actor, **columns: Any) -> Try:
     """Insert a message and take it."""
     (id,) = await insert(connection, **columns)
     (taken,) = await actor.claim()
@@ -34,7 +35,7 @@ async def one(connection: Connection, actor: Actor, **columns: object) -> Try:
     return taken
 
 
-async def in_doubt(connection: Connection, actor: Actor, **columns: object) -> Try:
+async def in_doubt(connection: Connection, actor: Actor, **columns: Any) -> Try:
     taken = await one(connection, actor, **columns)
     assert await actor.give_back([taken], "unknown", due_at=LONG_AGO, closed=[taken.claim])
     return taken
@@ -69,10 +70,13 @@ async def test_what_is_held_or_before_the_mark_is_not_taken_again(connection: Co
     assert [taken.id for taken in await actor.claim(100, mark=last.due_at, held=[last.id])] == ids[5:]
 
 
-async def test_a_stale_epoch_takes_nothing(connection: Connection, database: str, actor: Actor) -> None:
+@pytest.mark.parametrize("restarted", [True, False])
+async def test_a_stale_epoch_takes_nothing(
+    connection: Connection, database: str, actor: Actor, restarted: bool
+) -> None:
     await insert(connection, 3)
     await connection.execute("UPDATE outrider.lease SET until = now() - interval '1 second'")
-    heir = await Actor.enter(database)
+    heir = await Actor.enter(database, owner=actor.owner if restarted else None)
     assert heir.epoch == actor.epoch + 1
     assert await actor.claim() == []
     assert len(await heir.claim()) == 3
@@ -121,7 +125,9 @@ async def test_urgent_first_then_the_longest_due_then_the_first_inserted(connect
     now = datetime.now(UTC)
     for intent, ago in [("marketing", 9), ("otp", 1), ("delivery", 5), ("otp", 3), ("marketing", 7), ("delivery", 5)]:
         ids += await insert(connection, intent=intent)
-        await connection.execute("UPDATE outrider.queue SET due_at = $2 WHERE id = $1", ids[-1], now - timedelta(seconds=ago))
+        await connection.execute(
+            "UPDATE outrider.queue SET due_at = $2 WHERE id = $1", ids[-1], now - timedelta(seconds=ago)
+        )
     assert [taken.id for taken in await actor.claim()] == [ids[3], ids[1], ids[2], ids[5], ids[0], ids[4]]
 
 
@@ -170,10 +176,13 @@ async def test_a_row_that_stands_in_a_batch_twice_is_settled_once(connection: Co
     assert await where(connection, taken.id) == "accepted"
 
 
-async def test_a_fenced_verdict_changes_nothing(connection: Connection, database: str, actor: Actor) -> None:
+@pytest.mark.parametrize("restarted", [True, False])
+async def test_a_fenced_verdict_changes_nothing(
+    connection: Connection, database: str, actor: Actor, restarted: bool
+) -> None:
     taken = await one(connection, actor)
     await connection.execute("UPDATE outrider.lease SET until = now() - interval '1 second'")
-    heir = await Actor.enter(database)
+    heir = await Actor.enter(database, owner=actor.owner if restarted else None)
     assert await actor.settled([taken]) == set()
     assert await actor.give_back([taken]) == set()
     row = await waiting(connection, taken.id)
@@ -231,7 +240,9 @@ async def test_the_last_word_is_told_as_it_was_said(connection: Connection, acto
 # A late acceptance.
 
 
-async def test_an_acceptance_is_never_thrown_away_however_late(connection: Connection, database: str, actor: Actor) -> None:
+async def test_an_acceptance_is_never_thrown_away_however_late(
+    connection: Connection, database: str, actor: Actor
+) -> None:
     taken = await one(connection, actor)
     await connection.execute("UPDATE outrider.lease SET until = now() - interval '1 second'")
     heir = await Actor.enter(database)
@@ -258,7 +269,9 @@ async def test_a_late_acceptance_takes_out_a_row_that_waits_but_not_one_in_fligh
 
 
 @pytest.mark.parametrize("status", [S.CANCELED, S.EXPIRED, S.DEAD, S.SUPPRESSED])
-async def test_what_we_gave_up_on_may_prove_to_have_been_sent(connection: Connection, actor: Actor, status: Status) -> None:
+async def test_what_we_gave_up_on_may_prove_to_have_been_sent(
+    connection: Connection, actor: Actor, status: Status
+) -> None:
     taken = await one(connection, actor)
     await actor.settle([taken], status, reason="we thought so")
     await actor.late(taken.id, taken.attempt)
@@ -296,14 +309,18 @@ async def test_receipts_in_any_order_and_number_leave_what_core_says(connection:
     together = dict(zip(ids[::2], cases[::2], strict=True))
     await actor.receive([(id, 1, said) for id, case in together.items() for said in case])
     for k in range(6):
-        await actor.receive([(id, 1, case[k]) for id, case in zip(ids[1::2], cases[1::2], strict=True) if k < len(case)])
+        await actor.receive(
+            [(id, 1, case[k]) for id, case in zip(ids[1::2], cases[1::2], strict=True) if k < len(case)]
+        )
     rows = {row["id"]: row for row in await connection.fetch("SELECT id, status, rank, code FROM outrider.outcome")}
     for id, case in zip(ids, cases, strict=True):
         expected = standing(Standing(S.ACCEPTED), (said for said in case if said.final))
         found = Standing(Status(rows[id]["status"]), rows[id]["code"] or "")
         assert found == expected, case
         assert rows[id]["rank"] == RANKS[expected.status]
-    assert await connection.fetchval("SELECT count(*) FROM outrider.receipt") == sum(map(len, cases)), "every one is kept"
+    assert await connection.fetchval("SELECT count(*) FROM outrider.receipt") == sum(map(len, cases)), (
+        "every one is kept"
+    )
 
 
 @pytest.mark.parametrize("news", [S.DELIVERED, S.UNDELIVERED, S.READ, S.FAILED])
@@ -328,7 +345,9 @@ async def test_a_row_that_comes_back_after_its_receipt_does_not_come_back(connec
 
 
 @pytest.mark.parametrize("news", [S.ACCEPTED, S.SENT, S.DELIVERED, S.UNDELIVERED])
-async def test_any_receipt_of_the_attempt_in_doubt_ends_the_doubt(connection: Connection, actor: Actor, news: Status) -> None:
+async def test_any_receipt_of_the_attempt_in_doubt_ends_the_doubt(
+    connection: Connection, actor: Actor, news: Status
+) -> None:
     taken = await in_doubt(connection, actor)
     assert await actor.hear(taken.id, 1, news) == {taken.id}
     assert await actor.hear(taken.id, 1, news) == set()
@@ -440,8 +459,8 @@ async def test_a_suspect_found_innocent_is_claimable(connection: Connection, act
 # order_key.
 
 
-async def ordered(connection: Connection, many: int, **columns: object) -> list[object]:
-    return list(await insert(connection, many, order_key="conversation", **columns))
+async def ordered(connection: Connection, many: int) -> list[UUID]:
+    return await insert(connection, many, order_key="conversation")
 
 
 async def states(connection: Connection) -> list[str]:
@@ -454,14 +473,16 @@ async def test_however_a_head_ends_its_successor_is_freed_and_no_other(
 ) -> None:
     ids = await ordered(connection, 4)
     if how == "refuse":
-        assert await actor.refuse(ids[0])  # type: ignore[arg-type]
+        assert await actor.refuse(ids[0])
     elif how == "cancel":
         assert await connection.fetchval("SELECT outrider.cancel($1)", ids[0]) == "canceled"
     else:
         (head,) = await actor.claim()
         if how == "settle":
             rows = await actor.settle([head])
-            assert [(row["lane"], row["level"]) for row in rows if row["id"] is None] == [("service", 3)], "to move the mark"
+            assert [(row["lane"], row["level"]) for row in rows if row["id"] is None] == [("service", 3)], (
+                "to move the mark"
+            )
         elif how == "giveback":
             await actor.hear(head.id, 1, S.DELIVERED)
             await actor.give_back([head])
@@ -480,7 +501,7 @@ async def test_however_a_head_ends_its_successor_is_freed_and_no_other(
 
 async def test_a_row_in_the_middle_frees_nobody(connection: Connection, actor: Actor) -> None:
     ids = await ordered(connection, 4)
-    assert await actor.refuse(ids[1])  # type: ignore[arg-type]
+    assert await actor.refuse(ids[1])
     assert await states(connection) == ["ready", "behind", "behind"]
 
 
@@ -528,11 +549,13 @@ async def test_a_head_in_trouble_for_too_long_is_skipped_and_one_that_waits_its_
     (head,) = await actor.claim()
     await actor.give_back([head], "unknown")
     story = ("UPDATE outrider.attempt SET at = now() - interval '61 seconds'", "exchange")
-    await connection.execute("INSERT INTO outrider.attempt (id, attempt, kind, outcome) VALUES ($1, 1, $2, 'uncertain')", ids[0], story[1])
+    await connection.execute(
+        "INSERT INTO outrider.attempt (id, attempt, kind, outcome) VALUES ($1, 1, $2, 'uncertain')", ids[0], story[1]
+    )
     assert await actor.run("free_order", 500, 60.0) == []
     await connection.execute(story[0])
     assert [row["id"] for row in await actor.run("free_order", 500, 60.0)] == [ids[1]]
-    row = await waiting(connection, ids[1])  # type: ignore[arg-type]
+    row = await waiting(connection, ids[1])
     assert row is not None
     assert row["reason"] == "skipped a predecessor held too long"
     (second,) = await actor.claim()
