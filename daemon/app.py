@@ -34,8 +34,8 @@ from daemon.pulse import Pulse
 from daemon.settings import SettingsError, Simulator, describe_difference, load
 from daemon.supervisor import Service, notify, supervise
 from daemon.transport import Link, Transport
-from daemon.wire import Wire
 from daemon.web import Guard, Listener, operator_app, public_app
+from daemon.wire import Wire
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

@@ -49,15 +49,15 @@ class _Log(structlog.BoundLoggerBase):
     """What ``get_logger()`` returns: filters before anything else happens, by a level that a reload may change."""
 
     def debug(self, event: str, **fields: object) -> None:
-        if _sink.threshold <= 10:  # noqa: PLR2004 - LEVELS, spelt out for speed
+        if _sink.threshold <= 10:
             self._say("debug", event, fields)
 
     def info(self, event: str, **fields: object) -> None:
-        if _sink.threshold <= 20:  # noqa: PLR2004
+        if _sink.threshold <= 20:
             self._say("info", event, fields)
 
     def warning(self, event: str, **fields: object) -> None:
-        if _sink.threshold <= 30:  # noqa: PLR2004
+        if _sink.threshold <= 30:
             self._say("warning", event, fields)
 
     def error(self, event: str, **fields: object) -> None:

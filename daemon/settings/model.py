@@ -60,7 +60,7 @@ class Daemon(Table):
     """The process itself."""
 
     state: LocalPath = Path("state")
-    drain_s: float = Field(default=10.0, ge=0)
+    drain_s: float = Field(default=20.0, ge=0)
     in_hand: int = Field(default=2_000, ge=1)
     receipts_pending: int = Field(default=20_000, ge=1)
     log_level: Literal["debug", "info", "warning", "error"] = "info"
@@ -139,7 +139,7 @@ class Simulator(_TwilioDialect):
 
 
 Provider: TypeAlias = Annotated[Twilio | Simulator, Field(discriminator="kind")]
-PROVIDERS: Mapping[str, type[Twilio] | type[Simulator]] = {"twilio": Twilio, "simulator": Simulator}
+PROVIDERS: Mapping[str, type[Twilio | Simulator]] = {"twilio": Twilio, "simulator": Simulator}
 
 
 class SenderType(StrEnum):

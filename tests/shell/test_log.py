@@ -121,7 +121,7 @@ def test_a_filtered_call_builds_nothing(monkeypatch: pytest.MonkeyPatch) -> None
     def never(*_: object, **__: object) -> None:
         raise AssertionError
 
-    monkeypatch.setattr(log_module._Log, "_say", never)  # noqa: SLF001
+    monkeypatch.setattr(log_module._Log, "_say", never)
     log.debug("test.whispered", reason="x")
     with pytest.raises(AssertionError):
         log.info("test.said")

@@ -395,7 +395,7 @@ def test_the_digest_is_the_same_in_every_process() -> None:
     )
     seeds = ("0", "1")
     found = {
-        subprocess.run(  # noqa: S603
+        subprocess.run(
             [sys.executable, "-c", program, str(SHIPPED)],
             env={"PYTHONHASHSEED": seed},
             cwd=SHIPPED.parent,

@@ -336,6 +336,31 @@ def assert_closed(wire: Wire, connections: int) -> None:
     assert not [it for it in gc.get_objects() if type(it) is Connection and it.alive]
 
 
+@pytest.mark.parametrize("early", [YES, b""], ids=["spoke", "hung up"])
+async def test_what_happened_while_aiohttp_dialled_is_not_forgotten(
+    early: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def script(caller: Caller) -> None:
+        caller.say(early)
+        if early:
+            await hang(caller)
+
+    stamps: list[int] = []
+    async with serving(script) as server, Wire.open(connections=1) as wire:
+        dial = wire._connector.connect
+
+        async def slowly(*asked: object) -> object:
+            held = await dial(*asked)  # type: ignore[arg-type]
+            await asyncio.sleep(0.05)
+            return held
+
+        monkeypatch.setattr(wire._connector, "connect", slowly)
+        answer = await wire.exchange(post(server.url), deadline_s=LATE, on_write=lambda: stamps.append(1))
+        assert isinstance(answer, Unreachable)
+        assert_at_rest(wire, 1)
+    assert (stamps, bytes(server.heard)) == ([], b"")
+
+
 async def test_a_withdrawn_exchange_gives_its_connection_back() -> None:
     def refuse() -> None:
         raise Withdrawn

@@ -15,10 +15,11 @@ import pytest
 import pytest_asyncio
 import uvloop
 
-from tests.sql.actor import Actor
+from tests.sql.actor import GROUP, Actor
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+    from uuid import UUID
 
     from tests.conftest import Cluster
 
@@ -70,6 +71,19 @@ async def actor(database: str) -> AsyncIterator[Actor]:
     actor = await Actor.enter(database)
     yield actor
     await actor.leave()
+
+
+@pytest_asyncio.fixture
+async def enter(database: str) -> AsyncIterator[Callable[..., Awaitable[Actor]]]:
+    """Lets one more daemon enter; arguments as of Actor.enter."""
+    async with AsyncExitStack() as stack:
+
+        async def one_more(*, owner: UUID | None = None, group: str = GROUP, leased: bool = True) -> Actor:
+            actor = await Actor.enter(database, owner=owner, group=group, leased=leased)
+            stack.push_async_callback(actor.leave)
+            return actor
+
+        yield one_more
 
 
 @pytest_asyncio.fixture

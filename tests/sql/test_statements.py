@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     import asyncpg
 
     Connection = asyncpg.Connection[asyncpg.Record]
+    Enter = Callable[..., Awaitable[Actor]]
 
 pytestmark = pytest.mark.every_postgres
 
@@ -48,10 +49,10 @@ async def open_claims(connection: Connection) -> int:
 # The claim.
 
 
-async def test_two_claims_at_once_never_take_the_same_row(connection: Connection, database: str, actor: Actor) -> None:
+async def test_two_claims_at_once_never_take_the_same_row(connection: Connection, actor: Actor, enter: Enter) -> None:
     ids = await insert(connection, 100)
     # The same daemon on a second connection: the lease does not keep them apart, the row locks do.
-    other = await Actor.enter(database, owner=actor.owner, leased=False)
+    other = await enter(owner=actor.owner, leased=False)
     other.epoch = actor.epoch
     async with actor.connection.transaction():
         first = await actor.claim(60)
@@ -59,7 +60,6 @@ async def test_two_claims_at_once_never_take_the_same_row(connection: Connection
             second = await other.claim(60)
     assert [taken.id for taken in first] == ids[:60]
     assert [taken.id for taken in second] == ids[60:]
-    await other.leave()
 
 
 async def test_what_is_held_or_before_the_mark_is_not_taken_again(connection: Connection, actor: Actor) -> None:
@@ -71,16 +71,13 @@ async def test_what_is_held_or_before_the_mark_is_not_taken_again(connection: Co
 
 
 @pytest.mark.parametrize("restarted", [True, False])
-async def test_a_stale_epoch_takes_nothing(
-    connection: Connection, database: str, actor: Actor, restarted: bool
-) -> None:
+async def test_a_stale_epoch_takes_nothing(connection: Connection, actor: Actor, enter: Enter, restarted: bool) -> None:
     await insert(connection, 3)
     await connection.execute("UPDATE outrider.lease SET until = now() - interval '1 second'")
-    heir = await Actor.enter(database, owner=actor.owner if restarted else None)
+    heir = await enter(owner=actor.owner if restarted else None)
     assert heir.epoch == actor.epoch + 1
     assert await actor.claim() == []
     assert len(await heir.claim()) == 3
-    await heir.leave()
 
 
 async def test_an_expired_lease_takes_nothing_and_writes_no_claim(connection: Connection, actor: Actor) -> None:
@@ -90,14 +87,13 @@ async def test_an_expired_lease_takes_nothing_and_writes_no_claim(connection: Co
     assert await open_claims(connection) == 0
 
 
-async def test_a_group_held_by_another_is_not_to_be_had(database: str, actor: Actor) -> None:
-    other = await Actor.enter(database, leased=False)
+async def test_a_group_held_by_another_is_not_to_be_had(actor: Actor, enter: Enter) -> None:
+    other = await enter(leased=False)
     assert not await other.lease()
     assert await actor.lease(), "whoever holds it may take it anew"
     await actor.run("lease_drop", *actor.fence)
     assert await other.lease()
     assert await actor.run("lease_renew", *actor.fence, 25.0) == []
-    await other.leave()
 
 
 async def test_the_claim_record_names_exactly_what_was_taken(connection: Connection, actor: Actor) -> None:
@@ -178,17 +174,16 @@ async def test_a_row_that_stands_in_a_batch_twice_is_settled_once(connection: Co
 
 @pytest.mark.parametrize("restarted", [True, False])
 async def test_a_fenced_verdict_changes_nothing(
-    connection: Connection, database: str, actor: Actor, restarted: bool
+    connection: Connection, actor: Actor, enter: Enter, restarted: bool
 ) -> None:
     taken = await one(connection, actor)
     await connection.execute("UPDATE outrider.lease SET until = now() - interval '1 second'")
-    heir = await Actor.enter(database, owner=actor.owner if restarted else None)
+    await enter(owner=actor.owner if restarted else None)
     assert await actor.settled([taken]) == set()
     assert await actor.give_back([taken]) == set()
     row = await waiting(connection, taken.id)
     assert row is not None
     assert (row["state"], row["attempts"]) == ("ready", 0)
-    await heir.leave()
 
 
 async def test_an_old_attempt_has_no_say(connection: Connection, actor: Actor) -> None:
@@ -201,14 +196,13 @@ async def test_an_old_attempt_has_no_say(connection: Connection, actor: Actor) -
     assert await actor.settled([second]) == {first.id}
 
 
-async def test_a_claim_is_closed_by_its_owner_alone(connection: Connection, database: str, actor: Actor) -> None:
+async def test_a_claim_is_closed_by_its_owner_alone(connection: Connection, actor: Actor, enter: Enter) -> None:
     taken = await one(connection, actor)
-    stranger = await Actor.enter(database, group="other")
+    stranger = await enter(group="other")
     await stranger.settle([], closed=[taken.claim])
     assert await open_claims(connection) == 1
     await actor.settle([taken], closed=[taken.claim])
     assert await open_claims(connection) == 0
-    await stranger.leave()
 
 
 async def test_a_row_that_comes_back_keeps_count(connection: Connection, actor: Actor) -> None:
@@ -241,18 +235,17 @@ async def test_the_last_word_is_told_as_it_was_said(connection: Connection, acto
 
 
 async def test_an_acceptance_is_never_thrown_away_however_late(
-    connection: Connection, database: str, actor: Actor
+    connection: Connection, actor: Actor, enter: Enter
 ) -> None:
     taken = await one(connection, actor)
     await connection.execute("UPDATE outrider.lease SET until = now() - interval '1 second'")
-    heir = await Actor.enter(database)
+    heir = await enter()
     assert await heir.give_back([taken], "unknown") == {taken.id}
     assert await actor.settled([taken]) == set()
     for _ in range(2):
         await actor.late(taken.id, taken.attempt)
         assert await where(connection, taken.id) == "accepted"
         assert await waiting(connection, taken.id) is None
-    await heir.leave()
 
 
 async def test_a_late_acceptance_takes_out_a_row_that_waits_but_not_one_in_flight(
@@ -332,6 +325,7 @@ async def test_a_receipt_may_come_before_our_own_answer(connection: Connection, 
     assert await actor.settled([taken]) == {taken.id}
     row = await ended(connection, taken.id)
     assert (row["status"], row["code"], row["segments"], row["sender"]) == (news, "30003", 1, "+12025550100")
+    assert row["rank"] == RANKS[news], "else older news would win over it"
 
 
 async def test_a_row_that_comes_back_after_its_receipt_does_not_come_back(connection: Connection, actor: Actor) -> None:
@@ -499,20 +493,22 @@ async def test_however_a_head_ends_its_successor_is_freed_and_no_other(
     assert [taken.id for taken in await actor.claim()] == [ids[1]]
 
 
+async def test_one_that_was_skipped_ahead_does_not_free_what_waits_for_the_head(
+    connection: Connection, actor: Actor
+) -> None:
+    ids = await ordered(connection, 3)
+    (head,) = await actor.claim()
+    await actor.give_back([head], "unknown")
+    await connection.execute("UPDATE outrider.queue SET state = 'ready' WHERE id = $1", ids[1])
+    (second,) = await actor.claim()
+    assert await actor.settled([head, second]) == {ids[1]}, "the head is in doubt, and not settled by an old word"
+    assert await states(connection) == ["unknown", "behind"]
+
+
 async def test_a_row_in_the_middle_frees_nobody(connection: Connection, actor: Actor) -> None:
     ids = await ordered(connection, 4)
     assert await actor.refuse(ids[1])
     assert await states(connection) == ["ready", "behind", "behind"]
-
-
-async def test_a_successor_is_not_freed_by_a_verdict_that_was_fenced_off(connection: Connection, actor: Actor) -> None:
-    ids = await ordered(connection, 3)
-    (head,) = await actor.claim()
-    await actor.give_back([head], "unknown")
-    other = await one(connection, actor, order_key="another")
-    assert await actor.settled([head, other]) == {other.id}, "one of the two is not ours to settle any more"
-    assert await states(connection) == ["unknown", "behind", "behind"]
-    assert ids[0] == head.id
 
 
 async def test_an_innocent_suspect_takes_its_place_in_the_order(connection: Connection, actor: Actor) -> None:
