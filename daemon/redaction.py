@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import re
 import traceback
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from datetime import date, timedelta
 from enum import Enum
 from itertools import islice
@@ -20,7 +21,7 @@ from uuid import UUID
 
 from daemon.core.address import mask
 
-Plain: TypeAlias = "str | int | float | bool | None | list[Plain] | dict[str, Plain]"
+Plain: TypeAlias = "str | int | float | bool | list[Plain] | dict[str, Plain] | None"
 
 TEXTS = frozenset({"body", "text", "subject", "variables", "media", "content", "html", "template_text"})
 _SECRETS = re.compile(r"token|secret|authorization|password|cookie|signature|dsn|api_key|credential", re.IGNORECASE)
@@ -53,7 +54,7 @@ _QUOTE_NAMES = (AttributeError, NameError, ImportError, OSError)
 class Redaction:
     """Makes values fit to be said. *known* are our own addresses, the senders of the configuration: shown whole."""
 
-    def __init__(self, known: Set[str] = frozenset()) -> None:
+    def __init__(self, known: AbstractSet[str] = frozenset()) -> None:
         self.known = frozenset(known)
 
     def field(self, key: str, value: object) -> Plain:
@@ -93,7 +94,7 @@ class Redaction:
                 return f"<{type(value).__name__}>"
             case Mapping():
                 return {self.text(str(key)): self._entry(str(key), value[key], depth) for key in islice(value, _WIDEST)}
-            case Sequence() | Set() if not isinstance(value, bytes | bytearray | memoryview):
+            case Sequence() | AbstractSet() if not isinstance(value, bytes | bytearray | memoryview):
                 return [self.value(item, depth + 1) for item in islice(value, _WIDEST)]
             case _:
                 return f"<{type(value).__name__}>"

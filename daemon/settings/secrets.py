@@ -40,7 +40,7 @@ def resolve(
             holder[str(step)] = holder = dict(holder[str(step)])  # type: ignore[call-overload]
         table = dict(holder[str(where[-1])])  # type: ignore[call-overload]
         for key in secret_keys(model):
-            mistakes += _settle(table, where, key, key in GUARDED.get(model, ()), _Reader(folder, environ))
+            mistakes += _settle(table, where, key, _Reader(folder, environ), may_stand=key in GUARDED.get(model, ()))
         holder[str(where[-1])] = table
     return settled, mistakes
 
@@ -87,7 +87,7 @@ class _Reader:
         return _contents(Path(folder) / name, _shown(name))
 
 
-def _settle(table: dict[str, object], where: Where, key: str, may_stand: bool, reader: _Reader) -> list[Mistake]:
+def _settle(table: dict[str, object], where: Where, key: str, reader: _Reader, *, may_stand: bool) -> list[Mistake]:
     named = {f"{key}_{way}": way for way in WAYS}
     given = [name for name in named if name in table]
     said = [*([key] if key in table else []), *given]

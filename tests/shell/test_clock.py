@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import time
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from daemon.clock import Clock
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 def test_ticks_never_go_back() -> None:

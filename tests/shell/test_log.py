@@ -7,10 +7,10 @@ import io
 import logging
 import re
 import sys
-from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
+from typing import TYPE_CHECKING
 from uuid import UUID
 
 import orjson
@@ -22,6 +22,9 @@ from hypothesis import strategies as st
 from daemon import log as log_module
 from daemon.events import EVENTS
 from daemon.log import configure
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 DAEMON = Path(__file__).parents[2] / "daemon"
 SENDER = "+12025550100"
@@ -300,9 +303,10 @@ LEVELS = {"debug", "info", "warning", "error", "exception", "critical"}
 def calls() -> Iterator[tuple[str, ast.Call]]:
     for path in sorted(DAEMON.rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in LEVELS:
-                if isinstance(node.func.value, ast.Name) and node.func.value.id == "log":
-                    yield f"{path.name}:{node.lineno}", node
+            if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in LEVELS):
+                continue
+            if isinstance(node.func.value, ast.Name) and node.func.value.id == "log":
+                yield f"{path.name}:{node.lineno}", node
 
 
 @pytest.mark.parametrize("event", EVENTS)
