@@ -12,7 +12,7 @@ The road of one message, and the room where each step lives::
     permitted   desk.py             may it go, now, to this person?        decided in core/permission.py
     let through gates.py            one breaker per provider               decided in core/breaker.py
     logged      journal.py          written down just before it leaves
-    sent        transport.py        one exchange, in a dialect of providers/
+    sent        wire/               one exchange, in a dialect of providers/ (or by aiohttp: transport.py)
     judged      courier.py          what the answer means                  decided in core/verdict.py
     settled     ledger.py           the verdict, written back in batches, fenced
     confirmed   callbacks.py        the receipt, hours or milliseconds later, kept by receipts.py

@@ -1,5 +1,5 @@
 """
-The lean transport: the same promise as ``transport.py``, at a fifth of its price.
+The lean transport: the same promise as ``transport.py``, at a quarter of its price.
 
 aiohttp dials (DNS, happy eyeballs, TLS); from then on the connection is ours::
 
