@@ -35,28 +35,33 @@ def written(request: Request) -> tuple[Origin | None, bytes]:
     What a dialect must never write raises ValueError: line breaks smuggled into any part of the head, methods and
     headers that would change how the rest is read.
     """
-    method, body = request.method, request.body
+    origin, head = _head(request.method, request.url, tuple(request.headers.items()))
+    body = request.body
+    if body or request.method != "GET":
+        return origin, b"%bContent-Length: %d\r\n\r\n%b" % (head, len(body), body)
+    return origin, head + b"\r\n"
+
+
+@lru_cache(maxsize=256)
+def _head(method: str, url: str, headers: tuple[tuple[str, str], ...]) -> tuple[Origin | None, bytes]:
+    """All of the head that does not depend on the body. A dialect's is the same for every message."""
     if not method.isalpha() or method == "HEAD":  # the answer to HEAD announces a body that never comes
         raise ValueError(f"the wire cannot ask with method {method!r}")
-    place = _place(request.url)
+    place = _place(url)
     lines = [f"{method} {place.target} HTTP/1.1\r\nHost: {place.host}\r\n"]
-    for name, value in request.headers.items():
+    for name, value in headers:
         if name.lower() in _OURS:
             raise ValueError(f"the header {name} is the wire's to write")
         lines.append(f"{name}: {value}\r\n")
-    if body or method != "GET":
-        lines.append(f"Content-Length: {len(body)}\r\n")
-    lines.append("\r\n")
     head = "".join(lines)
     breaks = len(lines) + 1  # the first item has two
     if head.count("\n") != breaks or head.count("\r") != breaks or "\0" in head:
         raise ValueError("a line break or NUL within the head of a request")
-    return place.origin, head.encode() + body
+    return place.origin, head.encode()
 
 
-@lru_cache(maxsize=256)
 def _place(text: str) -> _Place:
-    # Sending always goes to the same few. The dialect encoded it, to the byte: yarl must not improve it.
+    # The dialect encoded it, to the byte: yarl must not improve it.
     if not text.isascii() or not text.isprintable() or " " in text:
         raise ValueError("a URL must be encoded before it comes here")
     url = URL(text, encoded=True)
