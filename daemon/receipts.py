@@ -96,7 +96,7 @@ class ReceiptBook:
                 if not done.done():
                     done.set_exception(down)
         else:
-            self._observer.heard(batch, [(row["provider"], row["delay_s"]) for row in rows])
+            self._observer.heard(batch, [(row["provider"], row["delay_s"]) for row in rows if row["provider"]])
             for done in waiting:
                 if not done.done():
                     done.set_result(None)

@@ -14,8 +14,8 @@ WITH looked AS MATERIALIZED (
     SELECT s.id, h.id AS held_by
       FROM looked s
       LEFT JOIN LATERAL (SELECT e.id FROM outrider.queue e
-                          WHERE e.lane = s.lane AND e.order_key = s.order_key AND e.seq < s.seq
-                          ORDER BY e.seq DESC LIMIT 1) AS h ON true
+                          WHERE e.lane = s.lane AND (e.order_key, e.seq) < (s.order_key, s.seq) AND e.order_key >= s.order_key
+                          ORDER BY e.order_key DESC, e.seq DESC LIMIT 1) AS h ON true
      WHERE h.id IS NULL
         OR (SELECT min(a.at) FROM outrider.attempt a WHERE a.id = h.id) < now() - make_interval(secs => $2)
      LIMIT $1

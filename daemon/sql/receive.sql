@@ -2,7 +2,8 @@
 -- The merge is the lattice of core/receipt.py: heavier rank wins, a tie goes to the alphabetically first word.
 --   $1 ids uuid[], $2 attempts integer[], $3 providers text[], $4 references text[], $5 statuses text[],
 --   $6 ranks smallint[], $7 codes text[], $8 reasons text[], $9 final boolean[]
--- Returns what it took out of the queue: id, attempt.
+-- Returns what it took out of the queue (id, attempt), and how long each new word took since acceptance (provider,
+-- delay_s).
 WITH news AS MATERIALIZED (
     SELECT * FROM unnest($1::uuid[], $2::integer[], $3::text[], $4::text[], $5::text[], $6::smallint[], $7::text[],
                          $8::text[], $9::boolean[])
@@ -35,6 +36,9 @@ WITH news AS MATERIALIZED (
                 AND (excluded.status COLLATE "C" < o.status
                      OR (excluded.status = o.status
                          AND coalesce(excluded.code, '') COLLATE "C" > coalesce(o.code, '')))))
+    -- Without segments the receipt was first, and the moment of acceptance is not known.
+    RETURNING o.provider, CASE WHEN o.segments IS NOT NULL
+                               THEN extract(epoch FROM clock_timestamp() - o.accepted_at)::float8 END AS delay_s
 ), resolved AS (
     -- What is in flight stays until its own verdict is written.
     DELETE FROM outrider.queue q USING best b
@@ -45,12 +49,15 @@ WITH news AS MATERIALIZED (
     UPDATE outrider.queue q SET state = 'ready', reason = NULL
       FROM (SELECT DISTINCT lane, order_key FROM resolved WHERE order_key IS NOT NULL) AS k
      CROSS JOIN LATERAL (SELECT e.id FROM outrider.queue e
-                          WHERE e.lane = k.lane AND e.order_key = k.order_key AND e.id NOT IN (SELECT id FROM resolved)
-                          ORDER BY e.seq LIMIT 1) AS next
+                          WHERE e.lane = k.lane AND e.order_key BETWEEN k.order_key AND k.order_key
+                            AND e.id NOT IN (SELECT id FROM resolved)
+                          ORDER BY e.order_key, e.seq LIMIT 1) AS next
      WHERE q.id = next.id AND q.state IS NOT DISTINCT FROM 'behind'
 ), story AS (
     INSERT INTO outrider.attempt (id, attempt, kind, provider, outcome, reason, reference)
     SELECT id, attempt, 'evidence', provider, 'accepted', 'a receipt came', reference FROM resolved
         ON CONFLICT (id, attempt, kind) DO NOTHING
 )
-SELECT id, attempt FROM resolved
+SELECT id, attempt, NULL AS provider, NULL::float8 AS delay_s FROM resolved
+UNION ALL
+SELECT NULL, NULL, provider, delay_s FROM told WHERE delay_s IS NOT NULL

@@ -34,8 +34,9 @@ WITH word AS MATERIALIZED (
     UPDATE outrider.queue q SET state = 'ready', reason = NULL
       FROM (SELECT DISTINCT lane, order_key FROM gone WHERE order_key IS NOT NULL) AS k
      CROSS JOIN LATERAL (SELECT e.id FROM outrider.queue e
-                          WHERE e.lane = k.lane AND e.order_key = k.order_key AND e.id NOT IN (SELECT id FROM gone)
-                          ORDER BY e.seq LIMIT 1) AS next
+                          WHERE e.lane = k.lane AND e.order_key BETWEEN k.order_key AND k.order_key
+                            AND e.id NOT IN (SELECT id FROM gone)
+                          ORDER BY e.order_key, e.seq LIMIT 1) AS next
      WHERE q.id = next.id AND q.state IS NOT DISTINCT FROM 'behind'
 )
 SELECT id FROM gone

@@ -37,12 +37,14 @@ WITH fence AS MATERIALIZED (
            reason = CASE WHEN excluded.rank > o.rank THEN excluded.reason ELSE o.reason END,
            accepted_at = coalesce(excluded.accepted_at, o.accepted_at)
 ), freed AS (
-    -- IS NOT DISTINCT FROM, here and elsewhere, because = would lead the planner to the index of all that is behind.
+    -- BETWEEN and IS NOT DISTINCT FROM, here and elsewhere, keep the planner on one index whatever it believes: = would
+    -- open to it the index of all that is behind, and that of all row numbers.
     UPDATE outrider.queue q SET state = 'ready', reason = NULL
       FROM (SELECT DISTINCT lane, order_key FROM gone WHERE order_key IS NOT NULL) AS k
      CROSS JOIN LATERAL (SELECT e.id FROM outrider.queue e
-                          WHERE e.lane = k.lane AND e.order_key = k.order_key AND e.id NOT IN (SELECT id FROM gone)
-                          ORDER BY e.seq LIMIT 1) AS next
+                          WHERE e.lane = k.lane AND e.order_key BETWEEN k.order_key AND k.order_key
+                            AND e.id NOT IN (SELECT id FROM gone)
+                          ORDER BY e.order_key, e.seq LIMIT 1) AS next
      WHERE q.id = next.id AND q.state IS NOT DISTINCT FROM 'behind'
     RETURNING q.lane, q.level, q.due_at
 ), closed AS (

@@ -25,7 +25,9 @@ CAST = Cast(
     services={"otp": [f"+1555010{number:04}" for number in range(10)]},
     timeout_s=5.0,
 )
-AMBIGUOUS = "SELECT count(DISTINCT id) FROM outrider.attempt WHERE kind = 'exchange' AND outcome = 'uncertain'"
+AMBIGUOUS = (
+    "SELECT count(DISTINCT id) FROM outrider.attempt WHERE kind = 'exchange' AND reason LIKE 'the daemon died%'"
+)
 WIRE = {"latency": {"kind": "uniform", "from_ms": 20, "to_ms": 150}, "receipts": {"enabled": False}}
 TOLD = WIRE | {"receipts": {"sent": {"kind": "fixed", "ms": 300}, "final": {"kind": "fixed", "ms": 300}}}
 
@@ -76,6 +78,7 @@ async def judge(road: Stage) -> dict[str, int]:
     )
     resolved = {f"{row['kind']}: {row['outcome']}: {row['reason']}": row["many"] for row in rows}
     print(resolved)
+    assert "library.spoke" not in road.log.read_text()  # no task of the daemon's has died unheard
     return {
         "asked": len(asked),
         "sent": len(sent),

@@ -147,7 +147,7 @@ class Actor:
             [RANKS[said.status] for _, _, said in news], [said.code or None for _, _, said in news],
             [said.reason or None for _, _, said in news], [said.final for _, _, said in news],
         )  # fmt: skip
-        return {row["id"] for row in rows}
+        return {row["id"] for row in rows if row["id"] is not None}
 
     async def hear(
         self, id: UUID, attempt: int, status: Status, *, code: str = "", final: bool | None = None

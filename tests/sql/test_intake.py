@@ -236,7 +236,9 @@ async def test_the_first_insert_of_a_session_does_not_spoil_the_plans_of_all_tha
     own: Another, first: int
 ) -> None:
     """The trigger's plans are kept for the session: made while all is empty, or for many rows."""
-    connection = await own()
+    other, connection = await own(), await own()
+    await insert(other, idempotency_key="the only one", order_key="conversation")
+    await other.execute("VACUUM ANALYZE")
     for many in (first, 5000):
         await connection.execute(
             "INSERT INTO outrider.outbox (recipient, body, idempotency_key, order_key)"

@@ -132,13 +132,15 @@ class Explained:
             # EXPLAIN of a query with parameters plans for their values; EXECUTE keeps to plan_cache_mode, as the daemon does.
             it = f"{name}_{next(NUMBERS)}"
             await connection.execute(f"PREPARE {it} AS {statement(name)}")
-            values = f"({', '.join(literal(one) for one in arguments)})" if arguments else ""
-            rows = await connection.fetch(f"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) EXECUTE {it} {values}")
+            return await cls.executed(connection, f"{it} {called(arguments)}")
         finally:
             await transaction.rollback()
+
+    @classmethod
+    async def executed(cls, connection: Connection, call: str) -> Explained:
+        rows = await connection.fetch(f"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) EXECUTE {call}")
         plan = json.loads(rows[0][0])[0]["Plan"]
-        nodes = list(within(plan))
-        return cls(nodes, plan["Shared Hit Blocks"] + plan["Shared Read Blocks"])
+        return cls(list(within(plan)), plan["Shared Hit Blocks"] + plan["Shared Read Blocks"])
 
     def scanned(self) -> list[str]:
         """Wide tables that were read from end to end."""
@@ -184,6 +186,10 @@ def literal(value: object) -> str:
             return str(value)
         case _:
             return f"'{value}'"
+
+
+def called(arguments: Sequence[object]) -> str:
+    return f"({', '.join(map(literal, arguments))})" if arguments else ""
 
 
 def claim(lane: str, *, mark: datetime = LONG_AGO, room: int = ASKED) -> list[object]:
@@ -292,6 +298,58 @@ def test_a_verdict_on_one_of_many_behind_a_key_looks_at_the_next_alone(stage: St
     seen = stage.runner.run(look())
     assert seen.touched() <= (10, "~")
     assert seen.buffers <= 500
+
+
+async def kept(connection: Connection) -> dict[str, Explained]:
+    """Plans made when the queue held a few rows, used when it holds 20,000."""
+    for table in await connection.fetch(TABLES):
+        await connection.execute(f"ALTER TABLE {table[0]} SET (autovacuum_enabled = off)")
+    await connection.execute(LEASE)
+    kinds: list[dict[str, str]] = [
+        {},
+        {"state": "'unknown'", "lane": "'doubtful'"},
+        {
+            "state": "CASE WHEN seq % 4 = 0 THEN 'ready' ELSE 'behind' END",
+            "lane": "'ordered'",
+            "order_key": "'key ' || seq / 4 % 5",
+        },
+        {"state": "'suspect'", "lane": "'other'"},
+        {"lane": "'other'"},
+    ]
+    for kind in kinds:
+        await add(connection, 4, **kind)
+    await connection.execute("VACUUM ANALYZE")
+    for name, arguments in (await questions(connection)).items():
+        transaction = connection.transaction()
+        await transaction.start()
+        await connection.execute(f"PREPARE kept_{name} AS {statement(name)}")
+        await connection.execute(f"EXECUTE kept_{name} {called(arguments)}")
+        await transaction.rollback()
+    for kind in kinds:
+        await add(connection, 4000, **kind)
+    seen: dict[str, Explained] = {}
+    for name, arguments in (await questions(connection)).items():
+        transaction = connection.transaction()
+        await transaction.start()
+        seen[name] = await Explained.executed(connection, f"kept_{name} {called(arguments)}")
+        await transaction.rollback()
+    return seen
+
+
+def test_a_plan_made_for_an_empty_queue_serves_a_long_one(postgres: Cluster) -> None:
+    """A daemon prepares its statements when it starts, and keeps their plans."""
+    name = postgres.clone()
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        connection = runner.run(connect(postgres.server.dsn(name), HOT_SETTINGS))
+        try:
+            seen = runner.run(kept(connection))
+        finally:
+            connection.terminate()
+    postgres.drop(name)
+    for statement_name, explained in seen.items():
+        bound = 8 * ASKED + 10 if statement_name == "free_order" else 2 * ASKED + 10
+        assert explained.touched() <= (bound, "~"), statement_name
+        assert explained.sorted_rows() <= bound, statement_name
 
 
 def test_the_planner_left_to_itself_falls_into_the_trap(stage: Stage) -> None:

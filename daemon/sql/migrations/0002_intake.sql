@@ -7,6 +7,8 @@ CREATE FUNCTION outrider.intake() RETURNS trigger
     -- and below no joins but scalar subqueries, which can be nothing but one look into an index for each row: a join with
     -- the queue, kept from an empty one, took 15 s for 5,000 rows (docs/decisions/0001).
     SET enable_seqscan = off
+    SET enable_bitmapscan = off
+    SET enable_sort = off
 AS $$
 DECLARE
     keyed   boolean;
@@ -69,7 +71,10 @@ BEGIN
         -- those whose predecessor was settled while this transaction was still open.
         UPDATE outrider.queue q SET state = 'behind', reason = 'behind an earlier message of its order_key'
          WHERE q.id = ANY (ARRAY(SELECT f.id FROM fresh f WHERE f.order_key IS NOT NULL)) AND q.state <> 'suspect'
-           AND q.seq > (SELECT min(e.seq) FROM outrider.queue e WHERE e.lane = q.lane AND e.order_key = q.order_key);
+           -- BETWEEN, not =: the order it leaves to be asked for is that of one index, queue_order.
+           AND q.seq > (SELECT e.seq FROM outrider.queue e
+                         WHERE e.lane = q.lane AND e.order_key BETWEEN q.order_key AND q.order_key
+                         ORDER BY e.order_key, e.seq LIMIT 1);
     END IF;
 
     -- Wakes idle daemons, for urgent rows only: on every INSERT it would halve the rate of many writers (1,901 of 3,811).
