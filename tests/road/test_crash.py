@@ -25,9 +25,7 @@ CAST = Cast(
     services={"otp": [f"+1555010{number:04}" for number in range(10)]},
     timeout_s=5.0,
 )
-AMBIGUOUS = (
-    "SELECT count(DISTINCT id) FROM outrider.attempt WHERE kind = 'exchange' AND reason LIKE 'the daemon died%'"
-)
+AMBIGUOUS = "SELECT count(DISTINCT id) FROM outrider.attempt WHERE kind = 'exchange' AND reason LIKE 'the daemon died%'"
 WIRE = {"latency": {"kind": "uniform", "from_ms": 20, "to_ms": 150}, "receipts": {"enabled": False}}
 TOLD = WIRE | {"receipts": {"sent": {"kind": "fixed", "ms": 300}, "final": {"kind": "fixed", "ms": 300}}}
 
