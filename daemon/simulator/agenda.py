@@ -22,7 +22,8 @@ class Agenda:
         self._loop = asyncio.get_running_loop()
         self._heap: list[tuple[float, int, Callable[[], None]]] = []
         self._order = count()
-        self._timer: asyncio.TimerHandle | None = None
+        self._timer: asyncio.Handle | None = None
+        self._timer_at = 0.0  # uvloop gives a handle without a time for what is due already
 
     def __len__(self) -> int:
         return len(self._heap)
@@ -31,7 +32,7 @@ class Agenda:
         """Call *do* in *delay_s* seconds."""
         due = self._loop.time() + delay_s
         heappush(self._heap, (due, next(self._order), do))
-        if self._timer is None or due < self._timer.when():
+        if self._timer is None or due < self._timer_at:
             self._wind(due)
 
     def clear(self) -> None:
@@ -44,6 +45,7 @@ class Agenda:
     def _wind(self, due: float) -> None:
         if self._timer is not None:
             self._timer.cancel()
+        self._timer_at = due
         self._timer = self._loop.call_at(due, self._strike)
 
     def _strike(self) -> None:
