@@ -254,6 +254,23 @@ async def test_the_first_insert_of_a_session_does_not_spoil_the_plans_of_all_tha
     assert await connection.fetchval(READ) - before < 20 * 50
 
 
+async def test_no_plan_of_the_intake_is_compiled_or_reads_a_table_from_end_to_end(own: Another) -> None:
+    """In the application's session, under its settings: compiling one INSERT took 0.3 s."""
+    connection, plans = await own(), list[str]()
+    connection.add_log_listener(lambda _connection, message: plans.append(str(message)))
+    await connection.execute(
+        "LOAD 'auto_explain'; SET auto_explain.log_min_duration = 0; SET auto_explain.log_nested_statements = on;"
+        " SET auto_explain.log_analyze = on; SET client_min_messages = log; SET jit = on"
+    )
+    for _ in range(2):
+        await insert(connection, idempotency_key="the same", order_key="conversation", intent="otp")
+    text = "\n".join(plans)
+    for needle in ("queue_order", "queue_pkey", "idempotency_pkey"):
+        assert needle in text, "else nothing was looked at"
+    assert "JIT" not in text
+    assert not re.findall(r"Seq Scan on (?:queue|outbox|outcome|idempotency)", text)
+
+
 # When a message is of no more use.
 
 MOMENTS = st.sampled_from(
