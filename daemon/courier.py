@@ -70,7 +70,7 @@ class Courier:
             case Route() as route:
                 turn = route.lane.join(message.level, message.segments)
         try:
-            if not await turn.granted:
+            if not await turn:
                 return Again(self._desk.now(), "given back: its daemon or sender was stopping", spent=False), None
             return await self._send(message, route, turn)
         finally:

@@ -75,13 +75,7 @@ class Gate:
     @property
     def state(self) -> str:
         """``closed``, ``open`` or ``half_open``."""
-        match self._breaker:
-            case Closed():
-                return "closed"
-            case Open():
-                return "open"
-            case _:
-                return "half_open"
+        return _named(self._breaker)
 
     @property
     def in_flight(self) -> int:
@@ -94,7 +88,7 @@ class Gate:
 
     def knock(self, level: int) -> Flight | None:
         """Ask to pass, for a message of *level*."""
-        before = self.state
+        before = self._breaker
         self._breaker, permit = breaker.knock(
             self._breaker, level=level, now=self._tick(), temper=self._temper, roll=random.random()
         )
@@ -113,7 +107,7 @@ class Gate:
 
     def watch(self) -> None:
         """Call slow what has been under way for too long: a provider that hangs must not have to end to be noticed."""
-        before, late = self.state, self._tick() - self._slow_s
+        before, late = self._breaker, self._tick() - self._slow_s
         for flight in self._flights:
             if flight.since < late and not flight.called_slow:
                 flight.called_slow = True
@@ -122,7 +116,7 @@ class Gate:
 
     def learn(self, flight: Flight, outcome: Outcome) -> float:
         """What came of passing; the seconds it took."""
-        before, now = self.state, self._tick()
+        before, now = self._breaker, self._tick()
         self._flights.discard(flight)
         took_s = now - flight.since
         sign = breaker.sign_of(outcome, took_s, self._slow_s)
@@ -148,7 +142,20 @@ class Gate:
             self._breaker, flight.permit, sign, now=self._tick(), temper=self._temper, roll=random.random()
         )
 
-    def _tell(self, before: str) -> None:
-        if self.state != before:
-            log.warning("gate.changed", provider=self.name, was=before, now=self.state, reason=self.refused)
-            self._observer.breaker(self.name, self.state)
+    def _tell(self, before: breaker.Breaker) -> None:
+        if self._breaker is before:
+            return  # as nearly always
+        was, state = _named(before), self.state
+        if state != was:
+            log.warning("gate.changed", provider=self.name, was=was, now=state, reason=self.refused)
+            self._observer.breaker(self.name, state)
+
+
+def _named(state: breaker.Breaker) -> str:
+    match state:
+        case Closed():
+            return "closed"
+        case Open():
+            return "open"
+        case _:
+            return "half_open"

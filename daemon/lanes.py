@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from daemon.core.pacing import Pace, Turns
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 
     from daemon.core.routing import Sender
     from daemon.journal import Dispatch
@@ -61,16 +61,37 @@ class Places:
 
 
 class Turn:
-    """A message's place in front of a sender, and on the wire. Say when it left; give it back once, at the end."""
+    """
+    A message's place in front of a sender, and on the wire: awaited, it says whether its turn came. Say when it left;
+    give it back once, at the end.
+    """
 
-    __slots__ = ("_lane", "granted", "level", "places", "segments")
+    __slots__ = ("_lane", "_waiter", "granted", "level", "places", "segments")
 
     def __init__(self, lane: Lane, level: int, segments: int) -> None:
         self._lane = lane
         self.level = level
         self.segments = segments
-        self.granted: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        self.granted: bool | None = None  # None: it waits
+        self._waiter: asyncio.Future[None] | None = None  # only who has to wait needs one
         self.places: Places | None = None  # where it has a place, once granted
+
+    def __await__(self) -> Generator[object, None, bool]:
+        if self.granted is None:
+            self._waiter = asyncio.get_running_loop().create_future()
+            yield from self._waiter
+        return bool(self.granted)
+
+    def settle(self, *, granted: bool) -> None:
+        """It goes, or it never will."""
+        self.granted = granted
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    @property
+    def deserted(self) -> bool:
+        """Whether who waited for it was cancelled."""
+        return self._waiter is not None and self._waiter.cancelled()
 
     def left(self) -> None:
         """Its bytes are leaving now: this is the moment that counts."""
@@ -133,7 +154,7 @@ class Lane:
         """Queue up."""
         turn = Turn(self, level, segments)
         if self._lanes.closed:
-            turn.granted.set_result(False)
+            turn.settle(granted=False)
             return turn
         self._queues[level - 1].append(turn)
         self.waiting[level - 1] += segments
@@ -155,7 +176,7 @@ class Lane:
         if turn in self._granted:
             self._gone(turn)
             self._lanes.look_at(self)
-        elif not turn.granted.done() or turn.granted.cancelled():
+        elif turn.granted is None:
             queue = self._queues[turn.level - 1]
             if turn in queue:
                 queue.remove(turn)
@@ -173,14 +194,13 @@ class Lane:
             while queue:
                 turn = queue.popleft()
                 self.backlog -= turn.segments
-                if not turn.granted.done():
-                    turn.granted.set_result(False)
+                turn.settle(granted=False)
         self.waiting = [0, 0, 0]
 
     def grant(self, now: float) -> float | None:
         """Let go whoever may; the next moment at which somebody may, None when nobody waits."""
         while True:
-            while (level := self._next_level(now)) and self._queues[level - 1][0].granted.cancelled():
+            while (level := self._next_level(now)) and self._queues[level - 1][0].deserted:
                 gone = self._queues[level - 1].popleft()
                 self.waiting[level - 1] -= gone.segments
                 self.backlog -= gone.segments
@@ -197,7 +217,7 @@ class Lane:
             if self._places is not None:
                 self._places.take(level)
                 turn.places = self._places
-            turn.granted.set_result(True)
+            turn.settle(granted=True)
 
     def _next_level(self, now: float) -> int:
         first, second, third = (bool(queue) for queue in self._queues)

@@ -1,16 +1,16 @@
 """
 The token in every callback URL: which attempt a receipt belongs to, even when the provider's answer was lost.
 
-Base64url without padding over id (16 bytes), attempt (4 bytes) and the first 12 bytes of HMAC-SHA256 over both: 43
-characters, the same on every daemon that has the key.
+Base64url without padding over id (16 bytes), attempt (4 bytes) and 12 bytes of keyed BLAKE2b (RFC 7693) over both: 43
+characters, the same on every daemon that has the key. HMAC-SHA256 costs three times as much.
 """
 
 from __future__ import annotations
 
 import binascii
-import hmac
 from base64 import urlsafe_b64decode, urlsafe_b64encode
-from functools import lru_cache
+from hashlib import blake2b
+from hmac import compare_digest
 from uuid import UUID
 
 _NAMED = 20  # bytes of id and attempt
@@ -19,7 +19,7 @@ _LENGTH = 43  # characters of a token
 
 
 def seal(key: bytes, id: UUID, attempt: int) -> str:
-    """The token that names attempt number *attempt* of message *id*."""
+    """The token that names attempt number *attempt* of message *id*; *key* has 64 bytes at most."""
     return _sealed(key, id.bytes + attempt.to_bytes(4, "big"))
 
 
@@ -32,18 +32,11 @@ def unseal(key: bytes, token: str) -> tuple[UUID, int] | None:
     except binascii.Error:
         return None
     # Sealed again and compared whole: base64 has several spellings of the same bytes, and only ours is a token.
-    if not hmac.compare_digest(_sealed(key, named), token):
+    if not compare_digest(_sealed(key, named), token):
         return None
     return UUID(bytes=named[:16]), int.from_bytes(named[16:], "big")
 
 
 def _sealed(key: bytes, named: bytes) -> str:
-    mac = _keyed(key).copy()
-    mac.update(named)
-    return urlsafe_b64encode(named + mac.digest()[:_MAC])[:_LENGTH].decode("ascii")
-
-
-@lru_cache(maxsize=16)
-def _keyed(key: bytes) -> hmac.HMAC:
-    # Taking in the key is half the cost of a token, and there is one key.
-    return hmac.new(key, digestmod="sha256")
+    mac = blake2b(named, key=key, digest_size=_MAC).digest()
+    return urlsafe_b64encode(named + mac)[:_LENGTH].decode("ascii")

@@ -25,13 +25,22 @@ Verdict: TypeAlias = Response | Uncertain
 
 class Answer:
     """
-    One answer. ``verdict`` is None as long as more must come; ``keep`` says whether another may follow on the
-    connection, and is only of use with a verdict.
+    One answer after another. ``verdict`` is None as long as more must come; ``keep`` says whether another may follow on
+    the connection, and is only of use with a verdict: then :meth:`begin`, and the next bytes are the next answer's.
     """
 
     __slots__ = ("_body", "_headers", "_lines", "_parser", "_room", "_status", "keep", "verdict")
 
     def __init__(self) -> None:
+        self.begin()
+        self._parser = parser = httptools.HttpResponseParser(self)
+        # As aiohttp reads them: a provider's small sins of form cost no message.
+        parser.set_dangerous_leniencies(
+            lenient_headers=True, lenient_optional_cr_before_lf=True, lenient_spaces_after_chunk_size=True
+        )
+
+    def begin(self) -> None:
+        """Nothing of the answer has come yet."""
         self.verdict: Verdict | None = None
         self.keep = False
         self._status: int | None = None  # of the final answer, once its whole head is here
@@ -39,11 +48,6 @@ class Answer:
         self._lines = 0  # headers, interim answers' included
         self._body = bytearray()
         self._room = HEAD_LIMIT  # bytes we are still willing to read
-        self._parser = parser = httptools.HttpResponseParser(self)
-        # As aiohttp reads them: a provider's small sins of form cost no message.
-        parser.set_dangerous_leniencies(
-            lenient_headers=True, lenient_optional_cr_before_lf=True, lenient_spaces_after_chunk_size=True
-        )
 
     def feed(self, data: bytes) -> Verdict | None:
         """The next bytes have come."""

@@ -39,7 +39,7 @@ class Connection(asyncio.Protocol):
         self._pool = pool
         self._transport = transport
         self._loop = loop
-        self._answer: Answer | None = None
+        self._answer = Answer()  # one for all: it and its parser hold each other, and 7 objects a message were garbage
         self.origin = origin
         self.alive = True
         self.deadline = 0.0  # of the exchange under way, on the loop's clock
@@ -52,7 +52,7 @@ class Connection(asyncio.Protocol):
 
     def send(self, raw: bytes, deadline: float) -> asyncio.Future[Verdict]:
         """Write *raw*, once and whole. From here on nobody can know, until the future knows."""
-        self._answer = Answer()
+        self._answer.begin()
         self.deadline = deadline
         self.future = future = self._loop.create_future()
         self._transport.write(raw)
@@ -60,8 +60,8 @@ class Connection(asyncio.Protocol):
 
     def abandon(self, reason: str) -> None:
         """Wait no longer: the verdict is what has come so far, and the connection goes with it."""
-        if self._answer is not None:
-            self._settle(self._answer.fail(reason))
+        if self.future is not None:
+            self._settle(self.future, self._answer.fail(reason))
         self.drop()
 
     def drop(self) -> None:
@@ -71,29 +71,29 @@ class Connection(asyncio.Protocol):
             self._transport.abort()
             self._pool.lost(self)
 
-    def _settle(self, verdict: Verdict) -> None:
-        future, self.future, self._answer = self.future, None, None
-        if future is not None and not future.done():  # done: its task was cancelled in this very turn
+    def _settle(self, future: asyncio.Future[Verdict], verdict: Verdict) -> None:
+        self.future = None
+        if not future.done():  # done: its task was cancelled in this very turn
             future.set_result(verdict)
 
     # The event loop calls these.
 
     def data_received(self, data: bytes) -> None:
-        answer = self._answer
-        if answer is None:
+        future, answer = self.future, self._answer
+        if future is None:
             self.drop()
             return
         verdict = answer.feed(data)
         if verdict is not None:
-            self._settle(verdict)
+            self._settle(future, verdict)
             if answer.keep and self.usable():
                 self._pool.landed(self)
             else:
                 self.drop()
 
     def eof_received(self) -> None:
-        if self._answer is not None:
-            self._settle(self._answer.end())
+        if self.future is not None:
+            self._settle(self.future, self._answer.end())
         self.drop()
 
     def connection_lost(self, error: Exception | None) -> None:

@@ -287,6 +287,6 @@ async def test_a_reload_forgets_no_provider_and_serves_only_what_is_there(tmp_pa
         assert made.desk.provider_of(US) == "sim"
         made.desk.left(before, US)  # on the wire as the settings changed
         turn.back()
-        assert waiting.granted.result() is False
+        assert waiting.granted is False
         assert made.lanes.addresses == [OTHER]
         assert isinstance(made.router.choose(message(lane="new", service="new")), Route)

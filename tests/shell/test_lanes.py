@@ -35,7 +35,7 @@ def wound(rate: float = 100.0, places: Places | None = None) -> tuple[Lanes, Lan
 
 
 def granted(turns: Sequence[Turn]) -> list[bool]:
-    return [turn.granted.done() and not turn.granted.cancelled() and turn.granted.result() for turn in turns]
+    return [bool(turn.granted) and not turn.deserted for turn in turns]
 
 
 async def drive(lane: Lane, clock: Wound, turns: Sequence[Turn], seconds: float) -> list[int]:
@@ -74,7 +74,7 @@ async def test_a_cancelled_wait_gives_its_turn_back() -> None:
 
     async def wait(turn: Turn) -> bool:
         try:
-            return await turn.granted
+            return await turn
         finally:
             turn.back()
 
@@ -129,7 +129,7 @@ async def test_closing_releases_all_and_whoever_comes_later() -> None:
     turns = [lane.join(level, 1) for level in (3, 2, 1)]
     made.close()
     late = lane.join(1, 1)
-    assert [turn.granted.result() for turn in (*turns, late)] == [True, False, False, False]
+    assert [turn.granted for turn in (*turns, late)] == [True, False, False, False]
     for turn in (*turns, late):
         turn.back()
     assert lane.backlog == 0
@@ -140,7 +140,7 @@ async def test_a_removed_senders_messages_are_released_and_those_under_way_come_
     under_way, waiting = lane.join(3, 1), lane.join(3, 1)
     made.reload([sender("b")])
     assert made.addresses == ["b"]
-    assert waiting.granted.result() is False
+    assert waiting.granted is False
     under_way.left()
     under_way.back()
     waiting.back()
@@ -195,7 +195,7 @@ async def test_one_timer_for_all_and_no_lane_forgotten(monkeypatch: pytest.Monke
     turns = [made[f"s{k}"].join(3, 1) for k in range(20) for _ in range(3)]
 
     async def send(turn: Turn) -> None:
-        assert await turn.granted
+        assert await turn
         turn.left()
         turn.back()
         assert len([handle for handle in loop.handles if not handle.cancelled()]) <= 1
@@ -217,7 +217,7 @@ async def test_the_law_holds_in_real_time(lengths: Sequence[int]) -> None:
         while time.monotonic() < until:
             turn = made[address].join(3, lengths[k % len(lengths)])
             k += 1
-            assert await turn.granted
+            assert await turn
             now = time.monotonic()
             turn.left()
             turn.back()
