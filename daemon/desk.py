@@ -102,8 +102,11 @@ class Desk:
         if refusal is not None:
             return refusal
         message.expires_at = row.expires_at
-        if not address.plausible(message.recipient):  # else it is as it should be
+        region = address.home(message.recipient)
+        if region is None:  # not written as it should be
             message.recipient = self.number(message.recipient, message.service)
+            region = address.home(message.recipient)
+        message.region = region or None
         message.text = self.text_of(message.body, message.template, variables)
         message.segments = segments(message.text)
         return None
@@ -141,10 +144,6 @@ class Desk:
         return (
             Refusal(Status.SUPPRESSED, f"bad number: {found.reason}") if isinstance(found, address.Unreadable) else None
         )
-
-    def region(self, message: Message) -> str | None:
-        """The country of its recipient."""
-        return address.home(message.recipient) or None
 
     def ask(self, message: Message) -> Go | Hold | Refuse:
         """May it leave now? Asked last, at the very moment."""

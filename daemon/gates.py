@@ -84,18 +84,18 @@ class Gate:
 
     def quota(self) -> int | None:
         """How many messages the provider may be given now; None: as many as there are."""
+        if type(self._breaker) is Closed:  # asked for every message, and nearly always so
+            return None
         return breaker.quota(self._breaker, now=self._tick(), temper=self._temper)
 
     def knock(self, level: int) -> Flight | None:
         """Ask to pass, for a message of *level*."""
-        before = self._breaker
-        self._breaker, permit = breaker.knock(
-            self._breaker, level=level, now=self._tick(), temper=self._temper, roll=random.random()
-        )
+        before, now = self._breaker, self._tick()
+        self._breaker, permit = breaker.knock(before, level=level, now=now, temper=self._temper, roll=random.random())
         self._tell(before)
         if permit is None:
             return None
-        flight = Flight(permit, self._tick())
+        flight = Flight(permit, now)
         self._flights.add(flight)
         return flight
 
@@ -103,15 +103,16 @@ class Gate:
         """It passed, but nothing came of it. Nothing happens when something did."""
         if flight in self._flights:
             self._flights.discard(flight)
-            self._told(flight, Sign.IRRELEVANT)
+            self._told(flight, Sign.IRRELEVANT, self._tick())
 
     def watch(self) -> None:
         """Call slow what has been under way for too long: a provider that hangs must not have to end to be noticed."""
-        before, late = self._breaker, self._tick() - self._slow_s
+        before, now = self._breaker, self._tick()
+        late = now - self._slow_s
         for flight in self._flights:
             if flight.since < late and not flight.called_slow:
                 flight.called_slow = True
-                self._told(flight, Sign.SLOW)
+                self._told(flight, Sign.SLOW, now)
         self._tell(before)
 
     def learn(self, flight: Flight, outcome: Outcome) -> float:
@@ -121,7 +122,7 @@ class Gate:
         took_s = now - flight.since
         sign = breaker.sign_of(outcome, took_s, self._slow_s)
         if not (flight.called_slow and sign in {Sign.GOOD, Sign.SLOW}):
-            self._told(flight, sign)
+            self._told(flight, sign, now)
         match outcome:
             case Rejected(Fault.ACCOUNT, code, reason):
                 self.refused = f"{code}: {reason}"
@@ -137,9 +138,9 @@ class Gate:
     def _slow_s(self) -> float:
         return max(SLOW_MIN_S, SLOW_FACTOR * self._usual_s)
 
-    def _told(self, flight: Flight, sign: Sign) -> None:
+    def _told(self, flight: Flight, sign: Sign, now: float) -> None:
         self._breaker = breaker.learn(
-            self._breaker, flight.permit, sign, now=self._tick(), temper=self._temper, roll=random.random()
+            self._breaker, flight.permit, sign, now=now, temper=self._temper, roll=random.random()
         )
 
     def _tell(self, before: breaker.Breaker) -> None:

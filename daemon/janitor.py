@@ -123,7 +123,7 @@ class Janitor:
 
     async def _resolve(self, row: Record) -> None:
         """Look into one doubt: evidence first, then the policy of its intent."""
-        if row["heard"] is not None and RANKS[Status(row["heard"])] >= RANKS[Status.ACCEPTED]:
+        if row["heard"] is not None and RANKS[row["heard"]] >= RANKS[Status.ACCEPTED]:
             await self._found(row, Accepted(None, row["heard"]), "a receipt had come")
             return
         finding = await self._ask(row)
@@ -197,7 +197,7 @@ class Janitor:
     async def _found(self, row: Record, accepted: Accepted, how: str) -> None:
         """It was sent: out of doubt."""
         moment = row["since"]
-        rank = RANKS[Status(accepted.status)]
+        rank = RANKS[accepted.status]
         await self._line.fetch(
             "late", [row["id"]], [row["attempts"]], [accepted.status], [rank], [row["segments"]], [row["provider"]],
             [accepted.sender or row["sender"]], [accepted.reference], [moment],
@@ -213,7 +213,7 @@ class Janitor:
             row["id"],
             row["attempts"],
             status,
-            RANKS.get(Status(status), 0) if status != "ready" else 0,
+            RANKS.get(status, 0) if status != "ready" else 0,
             reason,
         ):
             await self._story(row, "decision", "resend" if status == "ready" else status, reason, None)

@@ -34,6 +34,7 @@ MAGIC = b"outrider dispatch log 1\n"
 _END = struct.Struct("<Q")  # after MAGIC: up to where records have been written, so that a missing tail is seen
 _BEGIN = len(MAGIC) + _END.size
 _HEAD = struct.Struct("<IHB")  # crc32 of all that follows, payload length, kind
+_CRC, _KIND = struct.Struct("<I"), struct.Struct("<HB")  # the two parts of it
 _DISPATCH = struct.Struct("<16sIHHd")  # id, attempt, sender index, segments, seconds on the boot clock
 _RESULT = struct.Struct("<16sI")  # id, attempt; then JSON
 _DISPATCHED, _ANSWERED, _SENDER, _IDENTITY = 1, 2, 3, 4
@@ -111,7 +112,7 @@ class Journal:
             self._senders[sender] = index
         self._append(_DISPATCHED, _DISPATCH.pack(id.bytes, attempt, index, segments, tick))
         self._where[id, attempt] = self._number
-        self._open[self._number] = self._open.get(self._number, 0) + 1
+        self._open[self._number] += 1
 
     def answered(self, id: UUID, attempt: int, result: object) -> None:
         """What became of it, as JSON: kept until :meth:`settled`, lest it be sent again for want of a database."""
@@ -148,13 +149,13 @@ class Journal:
     def _append(self, kind: int, payload: bytes) -> None:
         if self._map is None or self._at + _HEAD.size + len(payload) > FILE_BYTES:
             self._roll()
-        log = self._map
+        log, at = self._map, self._at
         assert log is not None
-        body = struct.pack("<HB", len(payload), kind) + payload
-        end = self._at + 4 + len(body)
-        log[self._at + 4 : end] = body
-        log[self._at : self._at + 4] = struct.pack("<I", _checksum(body))
-        log[len(MAGIC) : _BEGIN] = _END.pack(end)
+        body = _KIND.pack(len(payload), kind) + payload
+        end = at + _CRC.size + len(body)
+        log[at + _CRC.size : end] = body
+        _CRC.pack_into(log, at, _checksum(body))
+        _END.pack_into(log, len(MAGIC), end)
         self._at = end
 
     def _roll(self) -> None:

@@ -169,7 +169,7 @@ class Lane:
             self.pace.take(turn.segments, now)
             self.turns.charge(turn.level, turn.segments, now)
             self._gone(turn)
-            self._lanes.look_at(self)
+            self._lanes.look_at(self, now)
 
     def back(self, turn: Turn) -> None:
         """*turn* gives its place up, wherever it stands."""
@@ -220,7 +220,8 @@ class Lane:
             turn.settle(granted=True)
 
     def _next_level(self, now: float) -> int:
-        first, second, third = (bool(queue) for queue in self._queues)
+        ones, twos, threes = self._queues
+        first, second, third = bool(ones), bool(twos), bool(threes)
         if (second or third) and self._places is not None and not self._places.free(self):
             second = third = False
         return self.turns.choose((first, second, third), now) if first or second or third else 0
@@ -295,9 +296,9 @@ class Lanes:
         for lane in self._lanes.values():
             lane.release()
 
-    def look_at(self, lane: Lane) -> None:
+    def look_at(self, lane: Lane, now: float | None = None) -> None:
         """Somebody joined or left *lane*: let go whoever may, and set the timer for the next."""
-        now = self.tick()
+        now = self.tick() if now is None else now
         moment = lane.grant(now)
         lane.reckon(now)
         if moment is not None and moment < lane.alarm_at:
@@ -326,6 +327,6 @@ class Lanes:
                 lane.alarm_at = NEVER
                 due.append(lane)
         for lane in due:
-            self.look_at(lane)
+            self.look_at(lane, now)
         if self._heap:
             self._arm()

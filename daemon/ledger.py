@@ -11,11 +11,11 @@ from __future__ import annotations
 import asyncio
 from dataclasses import dataclass, fields
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import structlog
 
-from daemon.core.lifecycle import RANKS, WAITING, Status
+from daemon.core.lifecycle import RANKS, WAITING
 from daemon.core.outcome import Accepted, Outcome, Rejected, Throttled, Uncertain, Unreachable
 from daemon.core.verdict import Again, Doubt, Ended, Handed, Verdict
 from daemon.database import RETRY_MAX_S, RETRY_MIN_S, DatabaseDown, first_of, storable
@@ -83,7 +83,7 @@ def word(message: Message, grp: str, verdict: Verdict, *, now: float, exchange: 
             said.story, said.at = told(exchange.outcome), now - exchange.took_s
     match verdict:
         case Handed(outcome):
-            said.status, said.rank = Status(outcome.status).value, RANKS[Status(outcome.status)]
+            said.status, said.rank = str(outcome.status), RANKS[outcome.status]
             said.reference, said.segments = outcome.reference, min(outcome.segments or message.segments, SEGMENTS_MAX)
             said.sender = outcome.sender or said.sender
             said.reason = None if outcome.reference else "accepted, but the provider's answer was cut short"
@@ -99,8 +99,7 @@ def word(message: Message, grp: str, verdict: Verdict, *, now: float, exchange: 
     return said
 
 
-@dataclass(frozen=True, slots=True)
-class Exchange:
+class Exchange(NamedTuple):
     """What was tried, and what came of it."""
 
     provider: str

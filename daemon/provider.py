@@ -8,7 +8,7 @@ provider's manual. What is not HTTP (SMPP, SMTP) will satisfy the wider seam ``s
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol, TypeAlias
+from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeAlias
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -18,8 +18,7 @@ if TYPE_CHECKING:
     from daemon.core.receipt import Receipt
 
 
-@dataclass(frozen=True, slots=True)
-class Request:
+class Request(NamedTuple):
     """One HTTP request, ready to be written."""
 
     method: str
@@ -28,8 +27,7 @@ class Request:
     body: bytes = b""
 
 
-@dataclass(frozen=True, slots=True)
-class Response:
+class Response(NamedTuple):
     """One whole HTTP answer. Header names are lower case; the body is at most 64 KiB, never decompressed."""
 
     status: int

@@ -64,7 +64,7 @@ REPLAYABLE = frozenset({S.UNDELIVERED, S.FAILED, S.DEAD})
 
 # How much a word weighs when two are heard of the same message, in whatever order: the heavier stays. Our own endings
 # weigh nothing against a provider's yes: what was accepted after all must show (facts: reliability, 2.2).
-RANKS: Mapping[Status, int] = {
+RANKS: Mapping[str, int] = {
     S.QUEUED: 0,
     S.SENDING: 0,
     S.UNKNOWN: 0,

@@ -99,6 +99,7 @@ class Message:
     group: str = ""  # under whose lease it was taken: its verdict is fenced by that, whatever a reload says
     text: str = ""  # what is sent: the body, or the filled template
     segments: int = 1  # what it costs a sender, counted by core.segments
+    region: str | None = None  # ISO 3166: the recipient's country, once read
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
