@@ -107,11 +107,12 @@ class Courier:
                 raise Withdrawn(Ended(status, reason))
             case Hold(until, reason):
                 raise Withdrawn(Again(until, reason, spent=False))
+        tick = self._desk.tick()
         try:
-            self._journal.dispatched(message.id, message.attempt, sender, message.segments, self._desk.tick())
+            self._journal.dispatched(message.id, message.attempt, sender, message.segments, tick)
         except OSError as full:  # what is not written down does not leave
             log.error("journal.failed", error=str(full))
             reason = "held: the dispatch log cannot be written"
             raise Withdrawn(Again(self._desk.now() + UNLOGGED_S, reason, spent=False)) from None
-        turn.left()
-        self._desk.left(message, sender)
+        turn.left(tick)
+        self._desk.left(message, sender, tick)

@@ -9,13 +9,12 @@ from __future__ import annotations
 from collections import deque
 from typing import TYPE_CHECKING
 
-import orjson
-
 from daemon.core import address, permission, template
 from daemon.core.inspection import Known, Refusal, Row, inspect
 from daemon.core.lifecycle import Status
 from daemon.core.segments import segments
 from daemon.core.token import seal
+from daemon.database import as_object
 
 if TYPE_CHECKING:
     from uuid import UUID
@@ -62,7 +61,7 @@ class Desk:
         self.lanes |= {f"@{address}": group.name for group in groups for address in group.senders}
         # Those of removed senders stay known: something of theirs may be on the wire, or in doubt.
         self._providers |= {sender.address: sender.provider for sender in settings.senders}
-        self._patience: dict[str, Patience] = {}  # by intent, as the courier meets them
+        self._patience: dict[str | None, Patience] = {}  # by intent, as the courier meets them
         self._known = Known(
             services=frozenset(settings.services),
             senders=frozenset(sender.address for sender in settings.senders),
@@ -83,31 +82,16 @@ class Desk:
 
     def prepare(self, message: Message) -> Refusal | None:
         """Judge the row, and fill in what is sent: the text, its segments, the number as E.164."""
-        variables = as_object(message.variables)
-        row = Row(
-            recipient=message.recipient,
-            channel=message.channel,
-            service=message.service if message.sender is None else None,
-            sender=message.sender,
-            body=message.body,
-            template=message.template,
-            variables=variables,
-            media=message.media,
-            intent=message.intent or None,
-            first_due=message.first_due,
-            expires_at=self._useless_at(message.service, message.first_due, message.expires_at),
-            on_ambiguous=message.on_ambiguous,
-        )
-        refusal = inspect(row, self._known, self.now())
+        message.expires_at = self._useless_at(message.service, message.first_due, message.expires_at)
+        refusal = inspect(message, self._known, self.now())
         if refusal is not None:
             return refusal
-        message.expires_at = row.expires_at
         region = address.home(message.recipient)
         if region is None:  # not written as it should be
             message.recipient = self.number(message.recipient, message.service)
             region = address.home(message.recipient)
         message.region = region or None
-        message.text = self.text_of(message.body, message.template, variables)
+        message.text = self.text_of(message.body, message.template, message.variables)
         message.segments = segments(message.text)
         return None
 
@@ -122,7 +106,7 @@ class Desk:
             Row(
                 recipient=row["recipient"],
                 channel=row["channel"] or "sms",
-                service=service if row["sender"] is None else None,
+                service=service,
                 sender=row["sender"],
                 body=row["body"],
                 template=row["template"],
@@ -154,9 +138,10 @@ class Desk:
             message,
             now=max(self.now(), message.due_at),  # the claim has shown it to be due
             canceled=message.id in self.canceled,
-            opted_out=(message.tenant, message.recipient) in self.opted_out
-            or ("", message.recipient) in self.opted_out,
-            paused=self.held or self.paused("all") or self.paused(f"service:{message.service}"),
+            opted_out=bool(self.opted_out)
+            and ((message.tenant, message.recipient) in self.opted_out or ("", message.recipient) in self.opted_out),
+            paused=self.held
+            or (self.paused("all") or self.paused(f"service:{message.service}") if self.pauses else None),
         )
 
     def patience(self, message: Message) -> Patience:
@@ -182,9 +167,9 @@ class Desk:
         """Whether its lane is still ours: a reload may have removed it since the claim."""
         return message.lane in self.lanes
 
-    def left(self, message: Message, sender: str) -> None:
-        """Its first byte is leaving."""
-        self._observer.left(message, self._providers[sender], sender)
+    def left(self, message: Message, sender: str, tick: float) -> None:
+        """Its first byte is leaving, at *tick*."""
+        self._observer.left(message, self._providers[sender], sender, tick)
 
     def judged(self, message: Message, verdict: Verdict, exchange: Exchange | None) -> None:
         """What became of it: for those who watch."""
@@ -229,13 +214,3 @@ class Desk:
         settings = self.settings.services.get(service)
         found = address.read(recipient, "sms", settings.default_region if settings else None)
         return found.e164 if isinstance(found, address.Address) else recipient
-
-
-def as_object(variables: str | None) -> object:
-    """The variables of a row, which come as text."""
-    if variables is None:
-        return None
-    try:
-        return orjson.loads(variables)
-    except orjson.JSONDecodeError:  # Postgres takes numbers no float can hold
-        return "not readable as JSON"

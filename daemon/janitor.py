@@ -16,8 +16,7 @@ from daemon.core.doubt import Decide, Look, next_step
 from daemon.core.lifecycle import RANKS, Status
 from daemon.core.message import Attempt
 from daemon.core.outcome import Accepted, Uncertain, Unreachable
-from daemon.database import DatabaseDown, sleep_unless
-from daemon.desk import as_object
+from daemon.database import DatabaseDown, as_object, sleep_unless
 from daemon.provider import Absent, Unclear
 
 if TYPE_CHECKING:

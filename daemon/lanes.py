@@ -93,9 +93,9 @@ class Turn:
         """Whether who waited for it was cancelled."""
         return self._waiter is not None and self._waiter.cancelled()
 
-    def left(self) -> None:
-        """Its bytes are leaving now: this is the moment that counts."""
-        self._lane.left(self)
+    def left(self, now: float) -> None:
+        """Its bytes are leaving *now*: this is the moment that counts."""
+        self._lane.left(self, now)
 
     def back(self) -> None:
         """It did not leave, or it has left and is over: its place is free."""
@@ -162,10 +162,9 @@ class Lane:
         self._lanes.look_at(self)
         return turn
 
-    def left(self, turn: Turn) -> None:
-        """*turn*'s bytes leave at this very moment."""
+    def left(self, turn: Turn, now: float) -> None:
+        """*turn*'s bytes leave at this very moment, *now*."""
         if turn in self._granted:
-            now = self._lanes.tick()
             self.pace.take(turn.segments, now)
             self.turns.charge(turn.level, turn.segments, now)
             self._gone(turn)

@@ -100,9 +100,8 @@ class Observer:
             self._metrics.messages_claimed(row["service"] or "default", str(row["level"])).inc()
             self._metrics.queue_wait(str(row["level"])).observe(waited)
 
-    def left(self, message: Message, provider: str, sender: str) -> None:
-        """Its first byte is leaving."""
-        tick = self._clock.tick()
+    def left(self, message: Message, provider: str, sender: str, tick: float) -> None:
+        """Its first byte is leaving, at *tick*."""
         age_s = max(self._clock.now() - message.due_at, 0.0)  # two machines, two clocks
         self._departures.append(
             (tick, message.level, tick - message.claimed_at, age_s, message.segments, provider, sender)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 from daemon.core import address, template
 from daemon.core.lifecycle import Status
@@ -20,14 +20,16 @@ from daemon.core.template import CHARACTERS_MAX
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from daemon.core.message import Message
+
 
 @dataclass(slots=True, kw_only=True)
 class Row:
-    """What an application asked for. Times are seconds since the epoch. Not frozen: one is made for every message."""
+    """What an application asked for, before anybody has it in hand. Times are seconds since the epoch."""
 
     recipient: str | None
     channel: str
-    service: str | None  # None: the sender is pinned, or the service does not matter
+    service: str
     sender: str | None
     body: str | None
     template: str | None
@@ -37,6 +39,9 @@ class Row:
     first_due: float  # when it is first of use: inserted, or send_at if that is later
     expires_at: float | None  # the validity of the row and of its service counted in
     on_ambiguous: str | None
+
+
+Asked: TypeAlias = "Row | Message"  # a message in hand answers to the same names, and is not copied to be looked at
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,13 +68,13 @@ class Refusal:
         return cls(Status.FAILED, reason)
 
 
-def inspect(row: Row, known: Known, now: float) -> Refusal | None:
+def inspect(row: Asked, known: Known, now: float) -> Refusal | None:
     """Why *row* cannot be sent, at *now* (wall clock); None when it can."""
     # The words say how to read the rest, and the costliest look comes last.
     return _words(row, known) or _content(row, known) or _hour(row, now) or _recipient(row, known)
 
 
-def _words(row: Row, known: Known) -> Refusal | None:
+def _words(row: Asked, known: Known) -> Refusal | None:
     if row.channel not in _CHANNELS:
         return _unknown("channel", row.channel, _CHANNELS)
     if row.channel not in known.channels:
@@ -78,14 +83,12 @@ def _words(row: Row, known: Known) -> Refusal | None:
         return _unknown("intent", row.intent, _INTENTS)
     if row.on_ambiguous is not None and row.on_ambiguous not in _POLICIES:
         return _unknown("on_ambiguous", row.on_ambiguous, _POLICIES)
-    if row.service is not None and row.service not in known.services:
-        return _unknown("service", row.service, known.services)
-    if row.sender is not None and row.sender not in known.senders:
-        return _unknown("sender", row.sender, known.senders)
-    return None
+    if row.sender is None:
+        return None if row.service in known.services else _unknown("service", row.service, known.services)
+    return None if row.sender in known.senders else _unknown("sender", row.sender, known.senders)
 
 
-def _content(row: Row, known: Known) -> Refusal | None:
+def _content(row: Asked, known: Known) -> Refusal | None:
     if row.template is not None:
         return _templated(row, row.template, known)
     body = row.body
@@ -96,7 +99,7 @@ def _content(row: Row, known: Known) -> Refusal | None:
     return None
 
 
-def _templated(row: Row, name: str, known: Known) -> Refusal | None:
+def _templated(row: Asked, name: str, known: Known) -> Refusal | None:
     if row.body is not None:
         return Refusal.failed("both a body and a template: give one of the two")
     if name not in known.templates:
@@ -110,7 +113,7 @@ def _templated(row: Row, name: str, known: Known) -> Refusal | None:
     return None if filled.strip() or row.media else Refusal.failed("empty body: the template came out blank")
 
 
-def _hour(row: Row, now: float) -> Refusal | None:
+def _hour(row: Asked, now: float) -> Refusal | None:
     if row.expires_at is None:
         return None
     if row.expires_at <= row.first_due:
@@ -120,12 +123,12 @@ def _hour(row: Row, now: float) -> Refusal | None:
     return None
 
 
-def _recipient(row: Row, known: Known) -> Refusal | None:
+def _recipient(row: Asked, known: Known) -> Refusal | None:
     if not row.recipient:
         return Refusal(Status.SUPPRESSED, "bad number: there is none")
     if row.channel not in address.PHONE_CHANNELS or address.plausible(row.recipient):
         return None
-    found = address.read(row.recipient, row.channel, known.regions.get(row.service or ""))
+    found = address.read(row.recipient, row.channel, known.regions.get(row.service))
     return Refusal(Status.SUPPRESSED, f"bad number: {found.reason}") if isinstance(found, address.Unreadable) else None
 
 

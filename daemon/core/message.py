@@ -87,9 +87,9 @@ class Message:
     sender: str | None  # pins one sender
     body: str | None
     template: str | None
-    variables: str | None  # JSON as text: no number an application can write may fail a whole claim
+    variables: object  # of the template: whatever JSON it was
     media: tuple[str, ...]
-    intent: str
+    intent: str | None
     first_due: float  # when it was first of use: inserted, or send_at
     due_at: float  # when this attempt was due
     expires_at: float | None  # validity counted in

@@ -213,10 +213,10 @@ def basic(user: str, password: str) -> str:
 
 
 def _accepted(said: Json) -> Outcome:
-    sid, code = said.get("sid"), error_code(said.get("error_code"))
+    sid = said.get("sid")
     if not isinstance(sid, str) or not SID.fullmatch(sid):
         return Accepted(None)
-    if code and said.get("status") == "failed":
+    if said.get("status") == "failed" and (code := error_code(said.get("error_code"))):
         # It "never left", and no callback will say so: none is sent for the first status.
         return _by_table(code, reason(code, said.get("error_message")), meaning(code).wait_s)
     return _taken(said)

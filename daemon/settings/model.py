@@ -231,10 +231,10 @@ class Settings(Table):
     templates: Mapping[str, Template] = Field(default_factory=dict)
     retention: Retention = Retention()
 
-    def intent(self, word: str) -> IntentSettings:
+    def intent(self, word: str | None) -> IntentSettings:
         """How messages of intent *word* are treated; those without one, or with a foreign word, with most care."""
         try:
-            return self.intents[Intent(word)]
+            return self.intents[Intent(word or "")]
         except ValueError:
             return UNTOLD
 

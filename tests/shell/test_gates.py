@@ -10,6 +10,7 @@ from daemon.core.lifecycle import Status
 from daemon.core.outcome import Accepted, Fault, Rejected, Throttled, Uncertain, Unreachable
 from daemon.core.permission import Go, Hold, Refuse
 from daemon.core.routing import Unroutable
+from daemon.database import as_object
 from daemon.gates import ACCOUNT_REST_S, Gate
 from daemon.metrics import Metrics
 from daemon.observer import Observer
@@ -192,12 +193,12 @@ async def test_the_desk_fills_in_what_is_sent(tmp_path: Path) -> None:
     clock = Wound()
     configured = settings(templates={"code": "Your code is {code}."})
     async with house(tmp_path, clock, configured) as made:
-        row, refusal = prepared(made, template="code", body=None, variables='{"code": "123"}')
+        row, refusal = prepared(made, template="code", body=None, variables={"code": "123"})
         assert refusal is None
         assert (row.text, row.segments) == ("Your code is 123.", 1)
         row, refusal = prepared(made, body="x" * 200)
         assert row.segments == 2
-        row, refusal = prepared(made, template="code", body=None, variables='{"code": 1e999}')
+        row, refusal = prepared(made, template="code", body=None, variables=as_object('{"code": 1e999}'))
         assert refusal is not None
         row, refusal = prepared(made, template="gone", body=None)
         assert refusal is not None
@@ -285,7 +286,7 @@ async def test_a_reload_forgets_no_provider_and_serves_only_what_is_there(tmp_pa
         assert made.desk.serves(message(lane="new"))
         assert made.desk.group_of(before) == US  # as it was claimed
         assert made.desk.provider_of(US) == "sim"
-        made.desk.left(before, US)  # on the wire as the settings changed
+        made.desk.left(before, US, made.desk.tick())  # on the wire as the settings changed
         turn.back()
         assert waiting.granted is False
         assert made.lanes.addresses == [OTHER]

@@ -44,7 +44,7 @@ async def drive(lane: Lane, clock: Wound, turns: Sequence[Turn], seconds: float)
     for _ in range(int(seconds * 1000)):
         for k, turn in enumerate(turns):
             if k not in order and granted([turn])[0]:
-                turn.left()
+                turn.left(clock.tick())
                 turn.back()
                 order.append(k)
         clock.go(0.001)
@@ -69,7 +69,7 @@ async def test_level_1_goes_before_all_others() -> None:
 async def test_a_cancelled_wait_gives_its_turn_back() -> None:
     made, lane, clock = wound(rate=1)
     first = lane.join(3, 1)
-    first.left()
+    first.left(clock.tick())
     first.back()
 
     async def wait(turn: Turn) -> bool:
@@ -104,7 +104,7 @@ async def test_a_turn_is_charged_once_and_given_back_once() -> None:
     _, lane, clock = wound(rate=10)
     turn = lane.join(3, 1)
     for _ in range(3):
-        turn.left()
+        turn.left(clock.tick())
     for _ in range(3):
         turn.back()
     assert lane.backlog == 0
@@ -141,7 +141,7 @@ async def test_a_removed_senders_messages_are_released_and_those_under_way_come_
     made.reload([sender("b")])
     assert made.addresses == ["b"]
     assert waiting.granted is False
-    under_way.left()
+    under_way.left(made.tick())
     under_way.back()
     waiting.back()
     assert lane.backlog == 0
@@ -151,7 +151,7 @@ async def test_a_new_rate_judges_the_old_debt() -> None:
     made, lane, clock = wound(rate=10)
     for _ in range(3):
         turn = lane.join(3, 1)
-        turn.left()
+        turn.left(clock.tick())
         turn.back()
         clock.go(0.1)
     made.reload([sender(rate=1)])
@@ -196,7 +196,7 @@ async def test_one_timer_for_all_and_no_lane_forgotten(monkeypatch: pytest.Monke
 
     async def send(turn: Turn) -> None:
         assert await turn
-        turn.left()
+        turn.left(made.tick())
         turn.back()
         assert len([handle for handle in loop.handles if not handle.cancelled()]) <= 1
 
@@ -219,7 +219,7 @@ async def test_the_law_holds_in_real_time(lengths: Sequence[int]) -> None:
             k += 1
             assert await turn
             now = time.monotonic()
-            turn.left()
+            turn.left(now)
             turn.back()
             sent[address] += [now + j / 100 for j in range(turn.segments)]
 
@@ -234,12 +234,12 @@ async def test_bulk_waits_for_room_on_the_wire_and_urgent_passes_it() -> None:
     places = Places(2)  # one for bulk
     _, lane, clock = wound(places=places)
     first, second = lane.join(3, 1), lane.join(3, 1)
-    first.left()  # on the wire, and the answer is slow
+    first.left(clock.tick())  # on the wire, and the answer is slow
     clock.go(1.0)
     lane.look()
     urgent = lane.join(1, 1)
     assert granted([second, urgent]) == [False, True]
-    urgent.left()
+    urgent.left(clock.tick())
     urgent.back()
     assert granted([second]) == [False]
     clock.go(1.0)
@@ -255,7 +255,7 @@ async def test_room_on_the_wire_goes_round_the_senders() -> None:
     for _ in range(6):
         (now,) = [k for k, turn in enumerate(turns) if granted([turn])[0] and k not in order]
         order.append(now)
-        turns[now].left()
+        turns[now].left(clock.tick())
         clock.go(1.0)
         turns[now].back()
     assert sorted(order[:3]) == [0, 1, 2]
