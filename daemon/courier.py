@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING
 import structlog
 
 from daemon.core.lifecycle import Status
-from daemon.core.outcome import Uncertain, Unreachable
 from daemon.core.permission import Hold, Refuse
 from daemon.core.routing import Unroutable
 from daemon.core.verdict import Again, Ended, Verdict, judge
 from daemon.gates import NAP_S
 from daemon.ledger import Exchange, word
+from daemon.provider import Response
 from daemon.router import Blocked, Route
 from daemon.transport import Withdrawn
 
@@ -88,7 +88,7 @@ class Courier:
             answer = await gate.link.exchange(
                 request, deadline_s=gate.timeout_s, on_write=lambda: self._leaves(message, sender, turn)
             )
-            outcome = answer if isinstance(answer, Unreachable | Uncertain) else gate.dialect.hear(answer)
+            outcome = gate.dialect.hear(answer) if isinstance(answer, Response) else answer
             exchange = Exchange(gate.name, sender, outcome, gate.learn(flight, outcome))
         except Withdrawn as withdrawn:
             return withdrawn.args[0], None

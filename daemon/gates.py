@@ -124,13 +124,13 @@ class Gate:
         if not (flight.called_slow and sign in {Sign.GOOD, Sign.SLOW}):
             self._told(flight, sign, now)
         match outcome:
-            case Rejected(Fault.ACCOUNT, code, reason):
-                self.refused = f"{code}: {reason}"
-                self._breaker = breaker.force_open(self._breaker, now + ACCOUNT_REST_S)
             case Accepted():
                 self.refused = None
                 # Climbs fast and sinks slowly, so it stays near the top of what is usual.
                 self._usual_s += (took_s - self._usual_s) * (0.2 if took_s > self._usual_s else 0.001)
+            case Rejected(Fault.ACCOUNT, code, reason):
+                self.refused = f"{code}: {reason}"
+                self._breaker = breaker.force_open(self._breaker, now + ACCOUNT_REST_S)
         self._tell(before)
         return took_s
 

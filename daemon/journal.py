@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
     from pathlib import Path
 
-FILE_BYTES = 8 << 20  # one file: about 47,000 messages; reserved on the disk when it is made
+FILE_BYTES = 8 << 20  # one file: about 22,000 messages; reserved on the disk when it is made
 RECORD_BYTES_MAX = 1024  # no record is longer, so more than this after the end is damage
 MAGIC = b"outrider dispatch log 1\n"
 _END = struct.Struct("<Q")  # after MAGIC: up to where records have been written, so that a missing tail is seen
@@ -114,9 +114,8 @@ class Journal:
         self._where[id, attempt] = self._number
         self._open[self._number] += 1
 
-    def answered(self, id: UUID, attempt: int, result: object) -> None:
+    def answered(self, id: UUID, attempt: int, said: bytes) -> None:
         """What became of it, as JSON: kept until :meth:`settled`, lest it be sent again for want of a database."""
-        said = orjson.dumps(result, default=str)  # asyncpg has a UUID of its own
         if len(said) > RECORD_BYTES_MAX - 64:
             said = orjson.dumps({**orjson.loads(said), "reason": "(too long for the dispatch log)"})
         self._append(_ANSWERED, _RESULT.pack(id.bytes, attempt) + said)

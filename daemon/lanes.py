@@ -298,7 +298,7 @@ class Lanes:
     def look_at(self, lane: Lane, now: float | None = None) -> None:
         """Somebody joined or left *lane*: let go whoever may, and set the timer for the next."""
         now = self.tick() if now is None else now
-        moment = lane.grant(now)
+        moment = lane.grant(now) if lane.backlog > lane.going else None  # else nobody waits
         lane.reckon(now)
         if moment is not None and moment < lane.alarm_at:
             self._entry += 1

@@ -2,10 +2,8 @@
 -- Safe to run again after a lost COMMIT: whatever it did is not found the second time. Returns the ids it settled; one
 -- that is missing was fenced, or settled before. And where freed rows stand (lane, level, due_at).
 --   $1 owner uuid, $2 fences text[], $3 epochs bigint[]            as in claim.sql
---   $4 grps text[], $5 ids uuid[], $6 attempts integer[]           what is settled
---   $7 statuses text[], $8 ranks smallint[], $9 segments smallint[], $10 providers text[], $11 senders text[],
---   $12 references text[], $13 codes text[], $14 reasons text[], $15 accepted timestamptz[]
---   $16 closed uuid[]                                              claims with nothing left in hand
+--   $4 words text       what is settled: a JSON list of ledger.Word
+--   $5 closed uuid[]    claims with nothing left in hand
 WITH fence AS MATERIALIZED (
     SELECT l.grp
       FROM unnest($2::text[], $3::bigint[]) AS mine (grp, epoch)
@@ -13,10 +11,10 @@ WITH fence AS MATERIALIZED (
      WHERE l.owner = $1 AND l.epoch = mine.epoch
        FOR SHARE OF l
 ), word AS MATERIALIZED (
-    SELECT w.*
-      FROM unnest($4::text[], $5::uuid[], $6::integer[], $7::text[], $8::smallint[], $9::smallint[], $10::text[],
-                  $11::text[], $12::text[], $13::text[], $14::text[], $15::timestamptz[])
-           AS w (grp, id, attempt, status, rank, segments, provider, sender, reference, code, reason, accepted_at)
+    SELECT w.*, CASE WHEN w.status IN ('accepted', 'sent') THEN to_timestamp(w.at) END AS accepted_at
+      FROM json_to_recordset($4::text::json)
+           AS w (grp text, id uuid, attempt integer, status text, rank smallint, segments smallint, provider text,
+                 sender text, reference text, code text, reason text, at double precision)
       JOIN fence f ON f.grp = w.grp
 ), gone AS (
     DELETE FROM outrider.queue q USING word w
@@ -49,7 +47,7 @@ WITH fence AS MATERIALIZED (
     RETURNING q.lane, q.level, q.due_at
 ), closed AS (
     -- Fenced too: what a lost lease left open is for its next holder to judge.
-    DELETE FROM outrider.claim c USING fence f WHERE c.id = ANY ($16::uuid[]) AND c.owner = $1 AND c.grp = f.grp
+    DELETE FROM outrider.claim c USING fence f WHERE c.id = ANY ($5::uuid[]) AND c.owner = $1 AND c.grp = f.grp
 )
 SELECT id, NULL AS lane, NULL::smallint AS level, NULL::timestamptz AS due_at FROM gone
 UNION ALL

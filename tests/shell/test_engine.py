@@ -415,7 +415,7 @@ async def crash(made: Engine, taken: Sequence[Message]) -> None:
     sent(made, wire)
     for one, verdict in ((answered, Handed(Accepted("SM7"))), (refused, Ended(Status.FAILED, "bad", "9"))):
         said = word(one, US, verdict, now=made.desk.now(), exchange=sent(made, one))
-        made.journal.answered(one.id, one.attempt, said)
+        made.journal.answered(one.id, one.attempt, said.json())
 
 
 async def test_the_dispatch_log_tells_what_a_dead_daemon_had_in_hand(house: House, connection: Connection) -> None:
@@ -463,7 +463,7 @@ async def test_a_row_in_two_open_claims_is_judged_once(house: House, connection:
             "INSERT INTO outrider.claim SELECT gen_random_uuid(), grp, owner, epoch, taken_at, ids, attempts FROM outrider.claim"
         )
         said = word(one, US, Handed(Accepted("SM7")), now=made.desk.now(), exchange=sent(made, one))
-        made.journal.answered(one.id, one.attempt, said)
+        made.journal.answered(one.id, one.attempt, said.json())
     async with house(owner=owner) as again:
         await again.leases._take()
         assert again.recovery.counts == {"free": 0, "answered": 1, "doubt": 0}

@@ -7,6 +7,7 @@ import os
 from typing import TYPE_CHECKING, NoReturn
 from uuid import UUID, uuid4
 
+import orjson
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -55,7 +56,7 @@ def test_what_was_written_is_recalled(folder: Path) -> None:
     first, second = uuid4(), uuid4()
     log.dispatched(first, 1, "+15550100", 3, 17.5)
     log.dispatched(second, 2, "72345", 1, 18.0)
-    log.answered(first, 1, {"status": "accepted", "reference": "SM1"})
+    log.answered(first, 1, orjson.dumps({"status": "accepted", "reference": "SM1"}))
     log.close()
     memory = recalled(folder)
     assert memory.dispatched == {
@@ -114,7 +115,7 @@ def test_rotation_keeps_what_is_open_and_the_names_of_senders(folder: Path) -> N
     for number in range(6_000):
         id = uuid4()
         log.dispatched(id, 1, f"sender {number % 3}", 1, float(number))
-        log.answered(id, 1, {"status": "accepted"})
+        log.answered(id, 1, orjson.dumps({"status": "accepted"}))
         log.settled(id, 1)
     # The first, which is open; the present one; the one before it, for the debt of senders. And no more.
     assert len(logs(folder)) == 3
@@ -177,7 +178,7 @@ def test_a_full_disk_is_told_before_anything_leaves(folder: Path, monkeypatch: p
 def test_an_answer_too_long_for_a_record_loses_its_reason_and_nothing_else(folder: Path) -> None:
     log = begun(folder)
     id = uuid4()
-    log.answered(id, 1, {"status": "failed", "reason": "x" * 5_000})
+    log.answered(id, 1, orjson.dumps({"status": "failed", "reason": "x" * 5_000}))
     log.close()
     assert recalled(folder).answered[id, 1]["status"] == "failed"
 
@@ -212,7 +213,7 @@ class Story:
         for number in range(150):
             log.dispatched(UUID(int=number), 1, f"sender {number % 7}", 1, float(number))
             if number % 3 == 0:
-                log.answered(UUID(int=number), 1, {"status": "accepted", "reference": f"SM{number}"})
+                log.answered(UUID(int=number), 1, orjson.dumps({"status": "accepted", "reference": f"SM{number}"}))
         self.end = log.bytes_used
         log.close()
         (self.path,) = logs(folder)

@@ -7,6 +7,8 @@ Also what an application does (insert) and what a test asks (where is this messa
 from __future__ import annotations
 
 import asyncio
+import json
+import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -105,13 +107,15 @@ class Actor:
         closed: Iterable[UUID] = (),
         reason: str | None = None,
     ) -> list[asyncpg.Record]:
-        many = len(tries)
-        accepted = [datetime.now(UTC) if status in {Status.ACCEPTED, Status.SENT} else None] * many
-        return await self.run(
-            "settle", *self.fence, [self.group] * many, [one.id for one in tries], [one.attempt for one in tries],
-            [status.value] * many, [RANKS[status]] * many, [1] * many, ["twilio"] * many, ["+12025550100"] * many,
-            [reference(one.id) for one in tries], [None] * many, [reason] * many, accepted, list(closed),
-        )  # fmt: skip
+        words = [
+            {
+                "grp": self.group, "id": str(one.id), "attempt": one.attempt, "status": status.value,
+                "rank": RANKS[status], "segments": 1, "provider": "twilio", "sender": "+12025550100",
+                "reference": reference(one.id), "reason": reason, "at": time.time(),
+            }
+            for one in tries
+        ]  # fmt: skip
+        return await self.run("settle", *self.fence, json.dumps(words), list(closed))
 
     async def settled(
         self, tries: Sequence[Try], status: Status = Status.ACCEPTED, *, closed: Iterable[UUID] = ()
