@@ -110,7 +110,7 @@ class Lane:
 
     __slots__ = (
         "_at_once", "_granted", "_lanes", "_places", "_queues", "alarm_at", "backlog", "free_at", "going", "pace",
-        "sender", "turns", "waiting",
+        "sender", "turns", "waiting", "wanted",
     )  # fmt: skip
 
     def __init__(self, lanes: Lanes, sender: Sender) -> None:
@@ -133,6 +133,7 @@ class Lane:
         self.pace.rate = sender.rate
         self._places = self._lanes.places.get(sender.provider)
         self._at_once = max(1, int(sender.rate * GRANTED_S))
+        self.wanted = max(2, int(sender.rate * HORIZON_S))  # messages in hand
 
     def ahead_of(self, level: int) -> int:
         """Segments in hand that a newcomer of *level* would wait for."""
@@ -273,14 +274,18 @@ class Lanes:
                 lane.pace.start_full(now)
             lane.reckon(now)
 
-    def room(self, senders: Iterable[str], level: int) -> int:
-        """How many more messages of *level* these senders may take in hand; 0 below the share worth a claim."""
+    def room(self, senders: Iterable[str], level: int, *, most: int) -> int:
+        """
+        How many more messages of *level* these senders may take in hand; 0 below the share worth a claim. Nobody asks
+        for more than *most*: there the counting ends.
+        """
         free, target = 0, 0
         for address in senders:
             lane = self._lanes[address]
-            wanted = max(2, int(lane.sender.rate * HORIZON_S))
-            target += wanted
-            free += max(0, wanted - lane.ahead_of(level))
+            target += lane.wanted
+            free += max(0, lane.wanted - lane.ahead_of(level))
+            if free >= most:
+                return most
         return free if free >= max(1, REFILL_SHARE * target) else 0
 
     def recover(self, dt_s: float) -> None:

@@ -233,7 +233,7 @@ class Ledger:
     def _finish(self, batch: Sequence[Word], rows: Sequence[Record], *, fenced_out: int) -> None:
         for said in batch:
             self._journal.settled(said.id, said.attempt)
-            self._observer.settled(said.status)
+        self._observer.settled(said.status for said in batch)
         if fenced_out:
             self._observer.fenced(fenced_out)
         self._hands.released(batch)

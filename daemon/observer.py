@@ -35,7 +35,7 @@ from daemon.watch import (
 from daemon.watch import Status as Everything
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from asyncpg import Record
 
@@ -88,17 +88,18 @@ class Observer:
         """The outbox has looked for work."""
         self._looked_at = self._clock.tick()
 
-    def claimed(self, rows: Sequence[Record]) -> None:
-        """Rows were taken."""
-        tick, now = self._clock.tick(), self._clock.now()
-        self._claimed.add(tick, len(rows))
-        if rows:
-            self._metrics.claims.inc()
-        for row in rows:
-            waited = max(now - row["due_at"].timestamp(), 0.0)
-            self._spreads[Stage.QUEUE].add(tick, waited)
-            self._metrics.messages_claimed(row["service"] or "default", str(row["level"])).inc()
-            self._metrics.queue_wait(str(row["level"])).observe(waited)
+    def claimed(self, messages: Sequence[Message]) -> None:
+        """A claim brought *messages*, or none."""
+        if not messages:
+            return
+        tick, now, spread = self._clock.tick(), self._clock.now(), self._spreads[Stage.QUEUE]
+        self._claimed.add(tick, len(messages))
+        self._metrics.claims.inc()
+        for message in messages:
+            waited, level = max(now - message.due_at, 0.0), _LEVELS[message.level]
+            spread.add(tick, waited)
+            self._metrics.messages_claimed(message.service, level).inc()
+            self._metrics.queue_wait(level).observe(waited)
 
     def left(self, message: Message, provider: str, sender: str, tick: float) -> None:
         """Its first byte is leaving, at *tick*."""
@@ -144,11 +145,12 @@ class Observer:
         """The first verdict waits for Postgres: from now on it may be late."""
         self._written_at = self._clock.tick()
 
-    def settled(self, status: str) -> None:
-        """A verdict is in Postgres."""
+    def settled(self, statuses: Iterable[str]) -> None:
+        """Verdicts are in Postgres."""
         self._written_at = self._clock.tick()
-        self._totals[status] += 1
-        self._metrics.verdicts(status).inc()
+        for status, many in Counter(statuses).items():
+            self._totals[status] += many
+            self._metrics.verdicts(status).inc(many)
 
     def fenced(self, count: int) -> None:
         """Verdicts that were not ours to write, or had been written before."""

@@ -39,7 +39,7 @@ SWEEP_S = 1.0
 # Urgent rows are single inserts that may commit out of order: their mark stays this much behind, so that none has to
 # wait for the sweep. Bulk is swept.
 URGENT_OVERLAP = timedelta(seconds=1)
-LONG_AGO = datetime(1970, 1, 1, tzinfo=UTC)
+LONG_AGO, NEVER = datetime(1970, 1, 1, tzinfo=UTC), float("inf")
 TIDY_S = 30.0  # how often claims are looked for that nobody holds: their COMMIT was lost, and came through
 STATEMENTS = ("claim", "sweep", "refuse", "disown")
 
@@ -51,16 +51,6 @@ class Wish(NamedTuple):
     lane: str
     level: int
     room: int
-
-
-class Held(NamedTuple):
-    """A row in hand: enough to keep it from being taken twice."""
-
-    grp: str
-    lane: str
-    level: int
-    due_at: datetime
-    claim: UUID
 
 
 class Outbox:
@@ -91,7 +81,7 @@ class Outbox:
         self._in_hand_max = in_hand_max
         self._tick = tick
         # By id and attempt: a row that came back may be taken again before the ledger has said so of the first time.
-        self._held: dict[tuple[UUID, int], Held] = {}
+        self._held: dict[tuple[UUID, int], Message] = {}
         self._claims: dict[UUID, int] = {}  # open claim -> rows of it still in hand
         self._marks: dict[tuple[str, int], datetime] = {}
         self._rewound: dict[tuple[str, int], datetime] = {}  # while a claim was under way
@@ -108,7 +98,7 @@ class Outbox:
 
     def holds(self, grp: str) -> bool:
         """Whether anything of *grp* is in hand."""
-        return any(held.grp == grp for held in self._held.values())
+        return any(held.group == grp for held in self._held.values())
 
     def wake(self) -> None:
         """There may be work: look now."""
@@ -162,38 +152,37 @@ class Outbox:
             [wish.grp for wish in wishes], [wish.lane for wish in wishes], [wish.level for wish in wishes],
             [wish.room for wish in wishes], marks, self._beyond(wishes, marks), list(fences), list(fences.values()),
         )  # fmt: skip
-        self._observer.claimed(rows)
         tick = self._tick()
-        for row in rows:
-            self._hold(row)
+        messages = [_message(row, tick) for row in rows]
+        for row, message in zip(rows, messages, strict=True):
+            self._hold(message, row["due_at"])
         for key, due_at in self._rewound.items():  # what became ready meanwhile, this claim may not have seen
             self._marks[key] = min(self._marks.get(key, LONG_AGO), due_at)
-        for row in rows:
-            self._deliver(_message(row, tick))
-        return len(rows)
+        self._observer.claimed(messages)
+        for message in messages:
+            self._deliver(message)
+        return len(messages)
 
     def _mark(self, wish: Wish) -> datetime:
         mark = self._marks.get((wish.lane, wish.level), LONG_AGO)
         return mark - URGENT_OVERLAP if wish.level == 1 and mark > LONG_AGO else mark
 
     def _beyond(self, wishes: Sequence[Wish], marks: Sequence[datetime]) -> list[UUID]:
-        mark_of = {(wish.lane, wish.level): mark for wish, mark in zip(wishes, marks, strict=True)}
-        never = datetime.max.replace(tzinfo=UTC)
-        return [
-            id for (id, _), held in self._held.items() if held.due_at >= mark_of.get((held.lane, held.level), never)
-        ]
+        mark_of = {(wish.lane, wish.level): mark.timestamp() for wish, mark in zip(wishes, marks, strict=True)}
+        return [id for (id, _), one in self._held.items() if one.due_at >= mark_of.get((one.lane, one.level), NEVER)]
 
-    def _hold(self, row: Record) -> None:
-        key = (row["lane"], row["level"])
-        self._held[row["id"], row["attempts"] + 1] = Held(row["grp"], *key, row["due_at"], row["claim"])
-        self._claims[row["claim"]] = self._claims.get(row["claim"], 0) + 1
-        self._marks[key] = max(self._marks.get(key, LONG_AGO), row["due_at"])
+    def _hold(self, message: Message, due_at: datetime) -> None:
+        key = (message.lane, message.level)
+        self._held[message.id, message.attempt] = message
+        self._claims[message.claim] = self._claims.get(message.claim, 0) + 1
+        self._marks[key] = max(self._marks.get(key, LONG_AGO), due_at)
 
     async def _sweep(self) -> None:
         marks = {key: mark for key, mark in self._marks.items() if mark > LONG_AGO}
         if not marks:
             return
-        held = [id for (id, _), one in self._held.items() if one.due_at < marks.get((one.lane, one.level), LONG_AGO)]
+        upto = {key: mark.timestamp() for key, mark in marks.items()}
+        held = [id for (id, _), one in self._held.items() if one.due_at < upto.get((one.lane, one.level), 0.0)]
         lanes, levels = zip(*marks, strict=True)
         for row in await self._line.fetch("sweep", list(lanes), list(levels), list(marks.values()), held):
             self.rewind(row["lane"], row["level"], row["due_at"])

@@ -264,8 +264,10 @@ async def test_room_on_the_wire_goes_round_the_senders() -> None:
 
 async def test_room_counts_what_is_in_hand() -> None:
     made, lane, _ = wound(rate=100)
-    assert made.room(["a"], 3) == 40
+    assert made.room(["a"], 3, most=500) == 40
     for _ in range(35):
         lane.join(3, 1)
-    assert made.room(["a"], 3) == 0  # below the share worth a claim
-    assert made.room(["a"], 1) == 39  # bulk in hand does not keep urgent ones out, but what is about to leave does
+    assert made.room(["a"], 3, most=500) == 0  # below the share worth a claim
+    assert (
+        made.room(["a"], 1, most=500) == 39
+    )  # bulk in hand does not keep urgent ones out, but what is about to leave does
