@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 log = structlog.get_logger()
 
 BATCH = 500  # verdicts in one write
-GATHER_S = 0.005  # how long the first of a batch waits for company; 20 ms only added latency
+GATHER_S = 0.01  # how long the first of a batch waits for company; 20 ms only added latency
 FIRST_LOOK_S = 5.0  # after so long a message in doubt is asked for (facts: reliability 2.5)
 SEGMENTS_MAX = 32_767  # what the column holds, whatever a provider claims
 STATEMENTS = ("settle", "giveback", "attempts", "late")
