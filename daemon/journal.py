@@ -32,7 +32,7 @@ FILE_BYTES = 8 << 20  # one file: about 22,000 messages; reserved on the disk wh
 RECORD_BYTES_MAX = 1024  # no record is longer, so more than this after the end is damage
 MAGIC = b"outrider dispatch log 1\n"
 _END = struct.Struct("<Q")  # after MAGIC: up to where records have been written, so that a missing tail is seen
-_BEGIN = len(MAGIC) + _END.size
+_END_AT, _BEGIN = len(MAGIC), len(MAGIC) + _END.size
 _HEAD = struct.Struct("<IHB")  # crc32 of all that follows, payload length, kind
 _CRC, _KIND = struct.Struct("<I"), struct.Struct("<HB")  # the two parts of it
 _DISPATCH = struct.Struct("<16sIHHd")  # id, attempt, sender index, segments, seconds on the boot clock
@@ -146,16 +146,16 @@ class Journal:
         os.close(self._lock)
 
     def _append(self, kind: int, payload: bytes) -> None:
-        if self._map is None or self._at + _HEAD.size + len(payload) > FILE_BYTES:
+        body = _KIND.pack(len(payload), kind) + payload
+        size = _CRC.size + len(body)
+        if self._map is None or self._at + size > FILE_BYTES:
             self._roll()
         log, at = self._map, self._at
         assert log is not None
-        body = _KIND.pack(len(payload), kind) + payload
-        end = at + _CRC.size + len(body)
-        log[at + _CRC.size : end] = body
+        self._at = end = at + size
+        log[end - len(body) : end] = body
         _CRC.pack_into(log, at, _checksum(body))
-        _END.pack_into(log, len(MAGIC), end)
-        self._at = end
+        _END.pack_into(log, _END_AT, end)
 
     def _roll(self) -> None:
         descriptor = os.open(self._path(self._number + 1), os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)

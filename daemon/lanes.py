@@ -85,8 +85,9 @@ class Turn:
     def settle(self, *, granted: bool) -> None:
         """It goes, or it never will."""
         self.granted = granted
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
+        waiter = self._waiter
+        if waiter is not None and not waiter.done():
+            waiter.set_result(None)
 
     @property
     def deserted(self) -> bool:
@@ -157,11 +158,23 @@ class Lane:
         if self._lanes.closed:
             turn.settle(granted=False)
             return turn
-        self._queues[level - 1].append(turn)
-        self.waiting[level - 1] += segments
+        now, nobody_waits = self._lanes.tick(), self.backlog == self.going
         self.backlog += segments
-        self._lanes.look_at(self)
+        if nobody_waits and self._passes(level, segments, now):  # most do, and half the work is not done for them
+            self.turns.alone(level)
+            self._go(turn)
+            self.free_at = max(self.free_at, now) + segments / self.sender.rate
+        else:
+            self._queues[level - 1].append(turn)
+            self.waiting[level - 1] += segments
+            self._lanes.look_at(self, now)
         return turn
+
+    def _passes(self, level: int, segments: int, now: float) -> bool:
+        """Whether the next may go at once."""
+        if len(self._granted) >= self._at_once or self.pace.earliest(segments + self.going, now) > now:
+            return False
+        return level == 1 or self._places is None or self._places.free(self)
 
     def left(self, turn: Turn, now: float) -> None:
         """*turn*'s bytes leave at this very moment, *now*."""
@@ -212,12 +225,15 @@ class Lane:
                 return moment
             self._queues[level - 1].popleft()
             self.waiting[level - 1] -= turn.segments
-            self._granted.add(turn)
-            self.going += turn.segments
-            if self._places is not None:
-                self._places.take(level)
-                turn.places = self._places
-            turn.settle(granted=True)
+            self._go(turn)
+
+    def _go(self, turn: Turn) -> None:
+        self._granted.add(turn)
+        self.going += turn.segments
+        if self._places is not None:
+            self._places.take(turn.level)
+            turn.places = self._places
+        turn.settle(granted=True)
 
     def _next_level(self, now: float) -> int:
         ones, twos, threes = self._queues

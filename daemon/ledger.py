@@ -85,18 +85,18 @@ def word(message: Message, grp: str, verdict: Verdict, *, now: float, exchange: 
     match verdict:
         case Handed(outcome):
             said.status, said.rank = str(outcome.status), RANKS[outcome.status]
-            said.reference, said.segments = outcome.reference, min(outcome.segments or message.segments, SEGMENTS_MAX)
-            said.sender = outcome.sender or said.sender
+            # A provider's words may hold what no table takes: one such word would hold up all others.
+            said.reference, said.sender = storable(outcome.reference), storable(outcome.sender) or said.sender
+            said.segments = min(outcome.segments or message.segments, SEGMENTS_MAX)
             said.reason = None if outcome.reference else "accepted, but the provider's answer was cut short"
         case Ended(status, reason, code):
-            said.status, said.rank, said.reason, said.code = status.value, RANKS[status], reason, code or None
+            said.status, said.rank = status.value, RANKS[status]
+            said.reason, said.code = storable(reason), storable(code or None)
         case Again(due_at, reason, spent):
-            said.status, said.due_at, said.charge, said.reason = "ready", due_at, int(spent), reason
+            said.status, said.due_at, said.charge, said.reason = "ready", due_at, int(spent), storable(reason)
         case Doubt(reason):
-            said.status, said.due_at, said.reason = "unknown", now + FIRST_LOOK_S, f"may have been sent: {reason}"
-    # A provider's words may hold what no table takes: one such word would hold up all others.
-    said.reference, said.sender, said.code = storable(said.reference), storable(said.sender), storable(said.code)
-    said.reason = storable(said.reason)
+            said.status, said.due_at = "unknown", now + FIRST_LOOK_S
+            said.reason = storable(f"may have been sent: {reason}")
     return said
 
 

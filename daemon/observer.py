@@ -8,11 +8,10 @@ The engine tells it in passing, and what comes with every message is counted by 
 from __future__ import annotations
 
 from collections import Counter, deque
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, NamedTuple
 
 from daemon import __version__
 from daemon.core.lifecycle import RANKS, Status
-from daemon.core.outcome import Accepted
 from daemon.ledger import told
 from daemon.watch import (
     Backlog,
@@ -56,8 +55,17 @@ HANDFUL = 64  # messages counted together: code and tables that are hot in the c
 _STATES = ("closed", "half_open", "open")  # as the metric counts them
 _LEVELS = ("0", "1", "2", "3")  # as its labels spell them
 
-# When (steady clock), level, seconds waited for the turn, and since it was due; segments, provider, sender.
-Departure: TypeAlias = tuple[float, int, float, float, int, str, str]
+
+class Departure(NamedTuple):
+    """A message that has left."""
+
+    tick: float
+    level: int
+    waited_s: float  # for its turn
+    age_s: float  # since it was due
+    segments: int
+    provider: str
+    sender: str
 
 
 class Observer:
@@ -95,17 +103,18 @@ class Observer:
         tick, now, spread = self._clock.tick(), self._clock.now(), self._spreads[Stage.QUEUE]
         self._claimed.add(tick, len(messages))
         self._metrics.claims.inc()
-        for message in messages:
-            waited, level = max(now - message.due_at, 0.0), _LEVELS[message.level]
-            spread.add(tick, waited)
-            self._metrics.messages_claimed(message.service, level).inc()
-            self._metrics.queue_wait(level).observe(waited)
+        for (service, level), many in Counter((one.service, one.level) for one in messages).items():
+            self._metrics.messages_claimed(service, _LEVELS[level]).inc(many)
+        for level in {one.level for one in messages}:
+            waits = [max(now - one.due_at, 0.0) for one in messages if one.level == level]
+            spread.add(tick, *waits)
+            self._metrics.queue_wait(_LEVELS[level]).observe(*waits)
 
     def left(self, message: Message, provider: str, sender: str, tick: float) -> None:
         """Its first byte is leaving, at *tick*."""
         age_s = max(self._clock.now() - message.due_at, 0.0)  # two machines, two clocks
         self._departures.append(
-            (tick, message.level, tick - message.claimed_at, age_s, message.segments, provider, sender)
+            Departure(tick, message.level, tick - message.claimed_at, age_s, message.segments, provider, sender)
         )
         if len(self._departures) >= HANDFUL:
             self._tally()
@@ -119,27 +128,29 @@ class Observer:
         """Count what has left and what has come back."""
         departures, self._departures = self._departures, []
         arrivals, self._arrivals = self._arrivals, []
-        metrics, spreads = self._metrics, self._spreads
-        turns, ages, exchanges = spreads[Stage.TURN], spreads[Stage.COMMIT_TO_PROVIDER], spreads[Stage.EXCHANGE]
-        for tick, level, waited_s, age_s, segments, provider, sender in departures:
-            turns.add(tick, waited_s)
-            ages.add(tick, age_s)
+        now, metrics, spreads = self._clock.tick(), self._metrics, self._spreads
+        for tick, _, _, _, segments, provider, sender in departures:
             window = self._segments.get(sender)
             if window is None:
                 window = self._segments[sender] = Window()
             window.add(tick, segments)
             metrics.segments_sent(provider, sender).inc(segments)
-            metrics.turn_wait(_LEVELS[level]).observe(waited_s)
-            metrics.commit_to_provider(_LEVELS[level]).observe(age_s)
+        for level in {one.level for one in departures}:
+            turns = [one.waited_s for one in departures if one.level == level]
+            ages = [one.age_s for one in departures if one.level == level]
+            spreads[Stage.TURN].add(now, *turns)
+            spreads[Stage.COMMIT_TO_PROVIDER].add(now, *ages)
+            metrics.turn_wait(_LEVELS[level]).observe(*turns)
+            metrics.commit_to_provider(_LEVELS[level]).observe(*ages)
         for tick, (provider, _, outcome, took_s) in arrivals:
             word = told(outcome)
-            exchanges.add(tick, took_s)
             metrics.exchanges(provider, word).inc()
             metrics.exchange(provider).observe(took_s)
-            if isinstance(outcome, Accepted):
+            if word == "accepted":
                 self._sent.add(tick)
             else:
                 self._errors.setdefault((provider, word), Window()).add(tick)
+        spreads[Stage.EXCHANGE].add(now, *(exchange.took_s for _, exchange in arrivals))
 
     def unwritten(self) -> None:
         """The first verdict waits for Postgres: from now on it may be late."""

@@ -260,16 +260,16 @@ class Spread:
         self._until = 0.0  # when it ends
         self._table = self._tables[0]
 
-    def add(self, now: float, seconds: float) -> None:
-        """One thing took *seconds*, and ended at *now*."""
+    def add(self, now: float, *seconds: float) -> None:
+        """Things took *seconds*, each, and ended at *now*."""
         if now >= self._until:
             self._advance(int(now) // 60)
-        if seconds <= _SMALLEST_S:
-            self._table[0] += 1
-        elif seconds >= _LARGEST_S:
-            self._table[-1] += 1
-        else:
-            self._table[int(log2(seconds) * _PER_OCTAVE + _OFFSET)] += 1
+        table = self._table
+        for one in seconds:
+            if _SMALLEST_S < one < _LARGEST_S:
+                table[int(log2(one) * _PER_OCTAVE + _OFFSET)] += 1
+            else:
+                table[0 if one <= _SMALLEST_S else -1] += 1
 
     def latency(self, now: float, stage: Stage) -> Latency | None:
         """The quantiles, under the name of *stage*; None when nothing was seen."""

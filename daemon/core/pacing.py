@@ -171,6 +171,14 @@ class Turns:
             return 2 if second else 3
         return 2 if self._lead <= 0 else 3
 
+    def alone(self, level: int) -> None:
+        """Somebody of *level* goes, and nobody waits."""
+        self._waiting_since = math.inf
+        if level == 2:
+            self._lead = min(self._lead, 0.0)
+        elif level == 3:
+            self._lead = max(self._lead, 0.0)
+
     def charge(self, level: int, segments: int, now: float) -> None:
         """A message of *level* has left."""
         fade = math.exp((self._told_at - now) / STARVED_S) if now > self._told_at else 1.0
