@@ -144,10 +144,6 @@ class Lane:
         """Foretell when everything in hand will have left."""
         self.free_at = self.pace.earliest(1, now) + self.backlog / self.sender.rate
 
-    def wait_s(self, now: float) -> float:
-        """Seconds until then."""
-        return max(self.free_at - now, 0.0)
-
     def look(self) -> None:
         """Something has changed: whose turn is it?"""
         self._lanes.look_at(self)

@@ -155,9 +155,11 @@ class Outbox:
             [wish.room for wish in wishes], marks, self._beyond(wishes, marks), list(fences), list(fences.values()),
         )  # fmt: skip
         tick = self._tick()
-        messages = [_message(row, tick) for row in rows]
-        for row, message in zip(rows, messages, strict=True):
-            self._hold(message, row["due_at"])
+        messages = []
+        for row in rows:
+            message, mark = _message(row, tick)
+            self._hold(message, mark)
+            messages.append(message)
         for key, due_at in self._rewound.items():  # what became ready meanwhile, this claim may not have seen
             self._marks[key] = min(self._marks.get(key, LONG_AGO), due_at)
         self._observer.claimed(messages)
@@ -183,7 +185,8 @@ class Outbox:
         key = (message.lane, message.level)
         self._held[message.id, message.attempt] = message
         self._claims[message.claim] = self._claims.get(message.claim, 0) + 1
-        self._marks[key] = max(self._marks.get(key, LONG_AGO), due_at)
+        if due_at > self._marks.get(key, LONG_AGO):
+            self._marks[key] = due_at
 
     async def _sweep(self) -> None:
         marks = {key: mark for key, mark in self._marks.items() if mark > LONG_AGO}
@@ -250,29 +253,9 @@ def _cut(wishes: Sequence[Wish], room: int, dry: Container[tuple[str, int]]) -> 
     return [wish._replace(room=max(1, wish.room * room // wanted)) for wish in wishes]
 
 
-def _message(row: Record, tick: float) -> Message:
-    return Message(
-        id=row["id"],
-        attempt=row["attempts"] + 1,
-        spent=row["spent"],
-        lane=row["lane"],
-        level=row["level"],
-        claim=row["claim"],
-        tenant=row["tenant"] or "",
-        recipient=row["recipient"] or "",
-        channel=row["channel"] or "sms",
-        service=row["service"] or "default",
-        sender=row["sender"],
-        body=row["body"],
-        template=row["template"],
-        variables=as_object(row["variables"]),
-        media=tuple(row["media"] or ()),
-        intent=row["intent"],
-        first_due=row["first_due"].timestamp(),
-        due_at=row["due_at"].timestamp(),
-        expires_at=row["useless_at"].timestamp() if row["useless_at"] is not None else None,
-        order_key=row["order_key"],
-        on_ambiguous=row["on_ambiguous"],
-        claimed_at=tick,
-        group=row["grp"],
-    )
+def _message(row: Record, tick: float) -> tuple[Message, datetime]:
+    """A claimed row as a message, and its due time as Postgres compares it."""
+    *fields, mark = row  # as sql/claim.sql names them
+    message = Message(*fields)
+    message.variables, message.claimed_at = as_object(row["variables"]), tick
+    return message, mark

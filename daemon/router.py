@@ -13,7 +13,7 @@ from daemon.core.outcome import Fault, Outcome, Rejected, Throttled
 from daemon.core.routing import Candidate, Choice, Sender, Unroutable
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
 
     from daemon.core.message import Message
     from daemon.desk import Desk
@@ -75,17 +75,9 @@ class Router:
         if len(pool.senders) > 1 and not pool.sticky and not self.hindered():
             alike = self._alike(message.service, message.region)
             if alike:
-                lane = self._first_free(alike)
+                lane = min(alike, key=_free_at)  # as routing.choose would: 3 µs for 50, not 122
                 return Route(lane, self._gates[lane.sender.provider])
         return self._weigh(pool, message)
-
-    def _first_free(self, alike: Sequence[Lane]) -> Lane:
-        """As ``routing.choose`` would: who is free, by address, else who will be first. 3 to 7 µs for 50, not 122."""
-        now = self._desk.tick()
-        for lane in alike:
-            if not lane.backlog and lane.free_at <= now:
-                return lane
-        return min(alike, key=_free_at)
 
     def _alike(self, service: str, region: str | None) -> list[Lane]:
         """The lanes of *service* that suit *region* best, by address: always the same, so they are remembered."""
@@ -149,4 +141,4 @@ class Router:
         return self._desk.paused(f"sender:{sender.address}") or self._desk.paused(f"provider:{sender.provider}")
 
     def _candidate(self, lane: Lane, now: float) -> Candidate:
-        return Candidate(sender=lane.sender, wait_s=lane.wait_s(now), blocked=self.blocked(lane.sender, now))
+        return Candidate(sender=lane.sender, wait_s=lane.free_at - now, blocked=self.blocked(lane.sender, now))

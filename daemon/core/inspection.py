@@ -18,7 +18,7 @@ from daemon.core.message import Channel, Intent, OnAmbiguous
 from daemon.core.template import CHARACTERS_MAX
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     from daemon.core.message import Message
 
@@ -34,7 +34,7 @@ class Row:
     body: str | None
     template: str | None
     variables: object  # whatever JSON it was
-    media: tuple[str, ...]
+    media: Sequence[str]
     intent: str | None
     first_due: float  # when it is first of use: inserted, or send_at if that is later
     expires_at: float | None  # the validity of the row and of its service counted in

@@ -7,7 +7,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from uuid import UUID
 
 
@@ -88,15 +88,15 @@ class Message:
     body: str | None
     template: str | None
     variables: object  # of the template: whatever JSON it was
-    media: tuple[str, ...]
+    media: Sequence[str]
     intent: str | None
     first_due: float  # when it was first of use: inserted, or send_at
     due_at: float  # when this attempt was due
     expires_at: float | None  # validity counted in
     order_key: str | None
     on_ambiguous: str | None
-    claimed_at: float = 0.0  # on the daemon's steady clock
     group: str = ""  # under whose lease it was taken: its verdict is fenced by that, whatever a reload says
+    claimed_at: float = 0.0  # on the daemon's steady clock
     text: str = ""  # what is sent: the body, or the filled template
     segments: int = 1  # what it costs a sender, counted by core.segments
     region: str | None = None  # ISO 3166: the recipient's country, once read

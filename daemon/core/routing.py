@@ -3,8 +3,8 @@ Which of a service's senders carries a message, and why.
 
 In this order: a sender of the recipient's country, then one of the US, then any; the quicker kind (short code, then
 alphanumeric, then long code and toll-free; in Canada toll-free before long code); the one that is through with its
-work first, ties by address. A sticky service takes, instead of the least busy, always the same one for a recipient
-(facts: twilio, 5.2).
+work first or has been idle longest, ties by address. A sticky service takes, instead of the least busy, always the
+same one for a recipient (facts: twilio, 5.2).
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Candidate:
     """A sender as it stands now. Not frozen: fifty may be made for one message."""
 
     sender: Sender
-    wait_s: float  # until everything in front of a newcomer has left
+    wait_s: float  # until everything in front of a newcomer has left; negative: since when it has been idle
     blocked: str | None = None  # why it may not be used now
 
 
@@ -87,7 +87,7 @@ def choose(
     rank = _rank(chosen.kind, chosen.country, recipient_region)
     where = "home" if rank < 10 else "US" if rank < 20 else "foreign"
     wait_s = waits[chosen.address]
-    return Choice(chosen, f"{where} {chosen.kind}, free in {wait_s:.1f} s, the least of {len(alike)} alike")
+    return Choice(chosen, f"{where} {chosen.kind}, free in {max(wait_s, 0.0):.1f} s, the least of {len(alike)} alike")
 
 
 def fit(senders: Iterable[Sender], region: str | None) -> list[Sender]:

@@ -35,11 +35,15 @@ WITH fence AS MATERIALIZED (
     SELECT grp, $1, epoch, array_agg(id), array_agg(attempts + 1) FROM taken GROUP BY grp, epoch
     RETURNING id, grp
 )
-SELECT r.id AS claim, t.grp, t.lane, t.level, t.due_at, t.attempts, t.spent, t.order_key,
-       o.id, o.created_at, o.tenant, o.recipient, o.channel, o.service, o.sender, o.body, o.template,
-       o.variables::text AS variables, o.subject, o.media, o.intent, o.on_ambiguous,
-       outrider.useless_at(o.created_at, o.send_at, o.validity, o.expires_at) AS useless_at,
-       least(greatest(o.send_at, o.created_at), '9900-01-01Z') AS first_due
+-- The fields of core.message.Message, by name and in their order: rows become messages without being spelt out.
+SELECT t.id, t.attempts + 1 AS attempt, t.spent, t.lane, t.level, r.id AS claim, coalesce(o.tenant, '') AS tenant,
+       coalesce(o.recipient, '') AS recipient, coalesce(o.channel, 'sms') AS channel,
+       coalesce(o.service, 'default') AS service, o.sender, o.body, o.template, o.variables::text AS variables,
+       coalesce(o.media, '{}') AS media, o.intent,
+       extract(epoch FROM least(greatest(o.send_at, o.created_at), '9900-01-01Z'))::float8 AS first_due,
+       extract(epoch FROM t.due_at)::float8 AS due_at,
+       extract(epoch FROM outrider.useless_at(o.created_at, o.send_at, o.validity, o.expires_at))::float8 AS expires_at,
+       t.order_key, o.on_ambiguous, t.grp AS "group", t.due_at AS mark
   FROM taken t
   JOIN record r ON r.grp = t.grp
   JOIN outrider.outbox o ON o.id = t.id

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import time
+from dataclasses import fields
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from uuid import UUID, uuid4
 
 import asyncpg
 import pytest
 
 from daemon.core.lifecycle import RANKS, Status
+from daemon.core.message import Message
 from daemon.core.outcome import Accepted, Fault, Rejected, Uncertain
 from daemon.core.verdict import Again, Doubt, Ended, Handed
-from daemon.database import DatabaseDown
+from daemon.database import DatabaseDown, statement
 from daemon.ledger import Exchange, Word, recalled, word
 from daemon.outbox import Wish
 from tests.shell.parts import OTHER, US, Wound, engine, settings
@@ -25,7 +27,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from daemon.clock import Clock
-    from daemon.core.message import Message
     from daemon.core.verdict import Verdict
     from daemon.engine import Engine
     from daemon.settings import Settings
@@ -88,6 +89,32 @@ def sent(made: Engine, one: Message, outcome: Accepted | Uncertain | None = None
 
 
 # The outbox.
+
+
+async def test_a_claim_speaks_of_a_message_by_its_own_names(connection: Connection) -> None:
+    claim = await connection.prepare(statement("claim"))
+    names = [column.name for column in claim.get_attributes()]
+    assert names == [*(field.name for field in fields(Message)[: len(names) - 1]), "mark"]
+    assert names[-2] == "group"
+
+
+async def test_a_row_becomes_a_message_with_all_it_said(house: House, connection: Connection) -> None:
+    said: dict[str, Any] = {
+        "service": "default", "body": None, "template": "code", "variables": '{"code": 7}', "order_key": "k",
+        "media": ["https://example.org/a.png"], "send_at": datetime(2026, 1, 1, tzinfo=UTC), "on_ambiguous": "drop",
+        "expires_at": datetime(2099, 1, 1, 0, 0, 0, 123456, tzinfo=UTC), "tenant": "t", "channel": "sms",
+    }  # fmt: skip
+    (id,) = await insert(connection, **said)
+    # Rows with a template pass the inspector first.
+    due_at = await connection.fetchval("UPDATE outrider.queue SET state = 'ready' RETURNING due_at")
+    async with house() as made:
+        await made.leases._take()
+        (one,) = await claimed(made)
+    assert (one.id, one.attempt, one.level, one.group, one.lane) == (id, 1, 3, US, "default")
+    assert (one.body, one.template, one.variables, list(one.media)) == (None, "code", {"code": 7}, said["media"])
+    assert (one.order_key, one.on_ambiguous, one.tenant, one.channel) == ("k", "drop", "t", "sms")
+    assert one.due_at == due_at.timestamp()  # to the bit: marks are compared with it
+    assert one.expires_at == datetime(2099, 1, 1, 0, 0, 0, 123456, tzinfo=UTC).timestamp()
 
 
 async def test_rows_are_taken_once_and_in_order(house: House, connection: Connection) -> None:
@@ -158,7 +185,7 @@ async def test_what_becomes_ready_while_a_claim_is_under_way_is_not_forgotten(
 
         async def fetch(name: str, *arguments: object) -> list[asyncpg.Record]:
             rows = await real(name, *arguments)
-            made.outbox.rewind("default", 3, rows[0]["due_at"] - timedelta(seconds=10))  # a successor was freed
+            made.outbox.rewind("default", 3, rows[0]["mark"] - timedelta(seconds=10))  # a successor was freed
             return rows
 
         with pytest.MonkeyPatch.context() as patch:

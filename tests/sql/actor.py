@@ -81,7 +81,7 @@ class Actor:
         held: Iterable[UUID] = (),
     ) -> list[Try]:
         rows = await self.claim_rows(room, lanes=lanes, levels=levels, mark=mark, held=held)
-        return [Try(row["id"], row["attempts"] + 1, row["claim"], row["due_at"]) for row in rows]
+        return [Try(row["id"], row["attempt"], row["claim"], row["mark"]) for row in rows]
 
     async def claim_rows(
         self,
