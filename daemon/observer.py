@@ -51,7 +51,7 @@ if TYPE_CHECKING:
 STUCK_S = 20.0  # an outbox that has not looked for so long, or a ledger that has not written, is not progressing
 TROUBLES = 20
 HISTORY_S = 120
-HANDFUL = 64  # messages counted together: code and tables that are hot in the cache cost a third
+HANDFUL = 64  # messages counted together: half the bytecodes of counting each by itself
 _STATES = ("closed", "half_open", "open")  # as the metric counts them
 _LEVELS = ("0", "1", "2", "3")  # as its labels spell them
 

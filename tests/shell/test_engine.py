@@ -11,6 +11,8 @@ from uuid import UUID, uuid4
 
 import asyncpg
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from daemon.core.lifecycle import RANKS, Status
 from daemon.core.message import Message
@@ -18,7 +20,7 @@ from daemon.core.outcome import Accepted, Fault, Rejected, Uncertain
 from daemon.core.verdict import Again, Doubt, Ended, Handed
 from daemon.database import DatabaseDown, statement
 from daemon.ledger import Exchange, Word, recalled, word
-from daemon.outbox import Wish
+from daemon.outbox import TASTE, Wish, _cut
 from tests.shell.parts import OTHER, US, Wound, engine, settings
 
 if TYPE_CHECKING:
@@ -96,6 +98,52 @@ async def test_a_claim_speaks_of_a_message_by_its_own_names(connection: Connecti
     names = [column.name for column in claim.get_attributes()]
     assert names == [*(field.name for field in fields(Message)[: len(names) - 1]), "mark"]
     assert names[-2] == "group"
+
+
+@given(
+    wanted=st.lists(st.tuples(st.integers(1, 500), st.booleans()), min_size=1, max_size=12), room=st.integers(1, 500)
+)
+def test_what_is_wished_fits_into_the_hands_and_dry_lanes_are_only_tasted(
+    wanted: list[tuple[int, bool]], room: int
+) -> None:
+    wishes = [Wish(US, f"lane {number}", 3, many) for number, (many, _) in enumerate(wanted)]
+    dry = {(f"lane {number}", 3) for number, (_, empty) in enumerate(wanted) if empty}
+    cut = _cut(wishes, room, dry)
+    assert [wish[:3] for wish in cut] == [wish[:3] for wish in wishes]
+    assert all(1 <= less.room <= wish.room for less, wish in zip(cut, wishes, strict=True))
+    if sum(wish.room for wish in wishes) <= room:
+        assert cut == wishes
+        return
+    assert sum(wish.room for wish in cut) <= room + len(wishes)
+    assert all(wish.room <= TASTE for wish in cut if wish[1:3] in dry)
+    full = _cut(wishes, room, ())
+    assert all(wish.room >= plain.room for wish, plain in zip(cut, full, strict=True) if wish[1:3] not in dry)
+
+
+async def test_a_claim_that_brought_all_it_asked_for_does_not_rest(house: House, connection: Connection) -> None:
+    await insert(connection, 15)
+    async with house() as made:
+        await made.leases._take()
+        rested = []
+        for brought in (10, 5, 0):
+            made.outbox._wake.clear()
+            assert len(await claimed(made, room=10)) == brought
+            rested.append(not made.outbox._wake.is_set())
+        assert rested == [False, True, True]
+        assert made.outbox._dry == {("default", 3)}
+
+
+async def test_hands_full_of_bulk_wait_until_a_fifth_is_free(house: House, connection: Connection) -> None:
+    await insert(connection, 30)
+    await insert(connection, 5, intent="otp")
+    async with house() as made:
+        await made.leases._take()
+        made.outbox._in_hand_max = 20
+        taken = await claimed(made, room=17)
+        assert await claimed(made) == []  # three are free
+        assert len(await claimed(made, level=1)) == 5  # what is urgent has a reserve, and waits for nothing
+        await written(made, *((one, Handed(Accepted("SM1"))) for one in taken[:6]))
+        assert len(await claimed(made)) == 4
 
 
 async def test_a_row_becomes_a_message_with_all_it_said(house: House, connection: Connection) -> None:
