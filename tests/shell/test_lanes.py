@@ -66,6 +66,37 @@ async def test_level_1_goes_before_all_others() -> None:
     assert order == [0, 5, 6, 7, 8, 9, 1, 2, 3, 4]  # the first had been granted before
 
 
+async def test_a_newcomer_does_not_pass_who_waits() -> None:
+    _, lane, clock = wound(rate=10)
+    first, second = lane.join(3, 1), lane.join(3, 1)
+    first.left(clock.tick())
+    clock.go(0.1)  # the timer has not rung yet
+    third = lane.join(3, 1)
+    assert granted([second, third]) == [True, False]
+
+
+async def test_a_level_that_was_alone_owes_the_other_nothing() -> None:
+    _, lane, clock = wound(rate=10)
+    for _ in range(20):
+        turn = lane.join(3, 1)
+        turn.left(clock.tick())
+        turn.back()
+        clock.go(1.0)
+    blocker = lane.join(3, 1)
+    turns = [*(lane.join(2, 1) for _ in range(6)), *(lane.join(3, 1) for _ in range(6))]
+    order = await drive(lane, clock, [blocker, *turns], 3.0)
+    assert len(order) == 13
+    assert any(k > 6 for k in order[1:4])  # 3:2, and not all of level 2 first
+
+
+async def test_what_is_in_hand_puts_off_the_next() -> None:
+    _, lane, clock = wound(rate=10)
+    lane.join(3, 5)  # may go at once
+    assert lane.free_at - clock.tick() == pytest.approx(0.5)
+    lane.join(3, 3)  # waits
+    assert lane.free_at - clock.tick() == pytest.approx(0.8)
+
+
 async def test_a_cancelled_wait_gives_its_turn_back() -> None:
     made, lane, clock = wound(rate=1)
     first = lane.join(3, 1)
