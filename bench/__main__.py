@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 EPILOG = """\
 examples:
   make bench
-  outrider bench --rounds 5
+  outrider bench --rounds 9
   outrider bench --json result.json       the figures as one JSON object, and the tables as well
   outrider bench --json | jq .ratios
 
@@ -113,7 +113,7 @@ def main(words: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="outrider bench", description=__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--rounds", type=_number(1, 100), default=3, help="how often everybody runs (default: 3)")
+    parser.add_argument("--rounds", type=_number(1, 100), default=5, help="how often everybody runs (default: 5)")
     many = _number(100, MESSAGES_MAX)
     parser.add_argument("--messages", type=many, default=20_000, help="of each run (default: 20,000)")
     parser.add_argument("--in-flight", type=_number(1, 1_000), default=256, help="requests at a time (default: 256)")
