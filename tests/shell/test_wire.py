@@ -110,7 +110,8 @@ def test_any_bytes_over_a_socket_are_an_answer_or_none(cut: tuple[bytes, list[by
             first = await wire.exchange(post(server.url), deadline_s=LATE)
             assert_at_rest(wire, 1)
             async with asyncio.timeout(LATE):
-                while wire._connections:  # the server hangs up after each answer: written before we know, it is doubt
+                # The server hangs up after each answer; a request written before we know of it is doubt.
+                while wire._connections:  # noqa: ASYNC110
                     await asyncio.sleep(0)
             return first, await wire.exchange(post(server.url), deadline_s=LATE)
 
