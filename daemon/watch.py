@@ -7,10 +7,10 @@ The engine makes these values and feeds the two windows; the web side only shows
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from dataclasses import dataclass, field
 from enum import StrEnum
 from itertools import accumulate
-from math import log2
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
@@ -240,8 +240,7 @@ class Window:
 _PER_OCTAVE = 8
 _SMALLEST_S = 1e-5
 _BUCKETS = 27 * _PER_OCTAVE + 1
-_LARGEST_S = _SMALLEST_S * 2**27
-_OFFSET = -log2(_SMALLEST_S) * _PER_OCTAVE
+_EDGES = tuple(_SMALLEST_S * 2 ** (bucket / _PER_OCTAVE) for bucket in range(1, _BUCKETS))  # between two buckets
 
 
 class Spread:
@@ -266,10 +265,7 @@ class Spread:
             self._advance(int(now) // 60)
         table = self._table
         for one in seconds:
-            if _SMALLEST_S < one < _LARGEST_S:
-                table[int(log2(one) * _PER_OCTAVE + _OFFSET)] += 1
-            else:
-                table[0 if one <= _SMALLEST_S else -1] += 1
+            table[bisect_right(_EDGES, one)] += 1
 
     def latency(self, now: float, stage: Stage) -> Latency | None:
         """The quantiles, under the name of *stage*; None when nothing was seen."""
