@@ -8,7 +8,7 @@ The engine tells it in passing, and what comes with every message is counted by 
 from __future__ import annotations
 
 from collections import Counter, deque
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from daemon import __version__
 from daemon.core.lifecycle import RANKS, Status
@@ -56,18 +56,6 @@ _STATES = ("closed", "half_open", "open")  # as the metric counts them
 _LEVELS = ("0", "1", "2", "3")  # as its labels spell them
 
 
-class Departure(NamedTuple):
-    """A message that has left."""
-
-    tick: float
-    level: int
-    waited_s: float  # for its turn
-    age_s: float  # since it was due
-    segments: int
-    provider: str
-    sender: str
-
-
 class Observer:
     """Counts, and answers."""
 
@@ -87,7 +75,8 @@ class Observer:
         self._in_doubt: int | None = None
         self._troubles: deque[Trouble] = deque(maxlen=TROUBLES)
         self._looked_at = self._written_at = clock.tick()
-        self._departures: list[Departure] = []  # not counted yet
+        # Not counted yet: when it left, seconds since it was due, the message, its provider and its sender.
+        self._departures: list[tuple[float, float, Message, str, str]] = []
         self._arrivals: list[tuple[float, Exchange]] = []
 
     # Told by the engine, in the order in which a message passes.
@@ -113,9 +102,7 @@ class Observer:
     def left(self, message: Message, provider: str, sender: str, tick: float) -> None:
         """Its first byte is leaving, at *tick*."""
         age_s = max(self._clock.now() - message.due_at, 0.0)  # two machines, two clocks
-        self._departures.append(
-            Departure(tick, message.level, tick - message.claimed_at, age_s, message.segments, provider, sender)
-        )
+        self._departures.append((tick, age_s, message, provider, sender))
         if len(self._departures) >= HANDFUL:
             self._tally()
 
@@ -129,15 +116,15 @@ class Observer:
         departures, self._departures = self._departures, []
         arrivals, self._arrivals = self._arrivals, []
         now, metrics, spreads = self._clock.tick(), self._metrics, self._spreads
-        for tick, _, _, _, segments, provider, sender in departures:
+        for tick, _, message, provider, sender in departures:
             window = self._segments.get(sender)
             if window is None:
                 window = self._segments[sender] = Window()
-            window.add(tick, segments)
-            metrics.segments_sent(provider, sender).inc(segments)
-        for level in {one.level for one in departures}:
-            turns = [one.waited_s for one in departures if one.level == level]
-            ages = [one.age_s for one in departures if one.level == level]
+            window.add(tick, message.segments)
+            metrics.segments_sent(provider, sender).inc(message.segments)
+        for level in {message.level for _, _, message, _, _ in departures}:
+            turns = [tick - one.claimed_at for tick, _, one, _, _ in departures if one.level == level]
+            ages = [age_s for _, age_s, one, _, _ in departures if one.level == level]
             spreads[Stage.TURN].add(now, *turns)
             spreads[Stage.COMMIT_TO_PROVIDER].add(now, *ages)
             metrics.turn_wait(_LEVELS[level]).observe(*turns)

@@ -47,7 +47,7 @@ class _Waiter(NamedTuple):
 class Wire:
     """The connections to one provider. Made by :meth:`open`; closed on leaving its block."""
 
-    __slots__ = ("_connections", "_connector", "_flights", "_idle", "_idle_s", "_loop", "_reaper", "_rooms",
+    __slots__ = ("_connections", "_connector", "_idle", "_idle_s", "_loop", "_reaper", "_rooms",
                  "_sweeping", "_waiters")  # fmt: skip
 
     def __init__(self, connector: aiohttp.TCPConnector, connections: int, idle_s: float) -> None:
@@ -58,7 +58,6 @@ class Wire:
         self._connections: set[Connection] = set()  # all that are open
         self._idle: dict[Origin, list[Connection]] = {}  # the one used last is last, and next
         self._waiters: deque[_Waiter] = deque()  # for a connection; while there are any, none is idle
-        self._flights: set[Connection] = set()  # those that carry an exchange
         self._sweeping = False
         self._reaper: asyncio.TimerHandle | None = None
 
@@ -103,8 +102,8 @@ class Wire:
                 if not released:
                     self.landed(connection)
         future = connection.send(raw, deadline)
-        self._flights.add(connection)
-        self._watch()
+        if not self._sweeping:
+            self._watch()
         try:
             return await future
         finally:
@@ -190,7 +189,6 @@ class Wire:
 
     def landed(self, connection: Connection) -> None:
         """*connection* is free: the next waiter has it, or it rests."""
-        self._flights.discard(connection)
         waiter = self._next_waiter()
         if waiter is None:
             connection.idle_since = self._loop.time()
@@ -205,7 +203,6 @@ class Wire:
 
     def lost(self, connection: Connection) -> None:
         """*connection* is no more, whatever it was doing."""
-        self._flights.discard(connection)
         self._connections.discard(connection)
         idle = self._idle.get(connection.origin, [])
         if connection in idle:
@@ -255,10 +252,12 @@ class Wire:
         for waiter in self._waiters:
             if waiter.deadline <= now and not waiter.future.done():
                 waiter.future.set_result(Unreachable(_LATE))
-        for connection in [flight for flight in self._flights if flight.deadline <= now]:
-            connection.abandon("no whole answer in time")
+        flying = [connection for connection in self._connections if connection.future is not None]
+        for connection in flying:
+            if connection.deadline <= now:
+                connection.abandon("no whole answer in time")
         self._waiters = deque(waiter for waiter in self._waiters if not waiter.future.done())
-        self._sweeping = bool(self._flights or self._waiters)
+        self._sweeping = bool(flying or self._waiters)
         if self._sweeping:
             self._loop.call_later(SWEEP_S, self._sweep)
 

@@ -736,7 +736,6 @@ async def test_many_exchanges_end_at_their_own_deadlines(kind: Kind) -> None:
 async def test_an_idle_transport_arms_no_timer(kind: Kind) -> None:
     async with serving(answering(YES)) as server, kind.open(connections=1) as transport:
         await transport.exchange(post(server.url), deadline_s=LATE)
-        assert transport._flights == set()
         await asyncio.sleep(0.25)  # two sweeps
         assert transport._sweeping is False
 
