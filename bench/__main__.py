@@ -83,13 +83,16 @@ async def _round(
         errors.print(f"  Outrider          {drain.rate:8,.0f} /s")
         if codes_s:
             delays = await ours.latency(sink, seconds=codes_s, per_second=CODES_PER_SECOND)
+    again = await load.client("raw", sink, count, in_flight)
+    errors.print(f"  aiohttp's client  {again.rate:8,.0f} /s, again")
     peer = None
     if pgqueuer_peer.INSTALLED:
         peer = await pgqueuer_peer.drain(server, sink, count, in_flight, name=f"peer_{number}")
         errors.print(f"  PgQueuer          {peer.rate:8,.0f} /s")
     elif number == 1:
         errors.print(f"  PgQueuer          {pgqueuer_peer.HOW}")
-    return Round(lean=lean, raw=raw, outrider=drain, pgqueuer=peer), delays
+    # Before and after us: a machine that is shared grows quicker and slower within a round.
+    return Round(lean=lean, raw=load.mean(raw, again), outrider=drain, pgqueuer=peer), delays
 
 
 def _percentiles(seconds: Sequence[float]) -> dict[str, float]:

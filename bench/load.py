@@ -12,7 +12,7 @@ import resource
 import sys
 import time
 from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -112,6 +112,17 @@ async def client(module: str, sink: Sink, *arguments: object) -> Run:
     distinct = len({to for _, to in await sink.arrivals()})
     cpu = told["cpu_s"] / told["messages"] * 1000
     return Run(messages=await sink.accepted(), rate=await sink.rate(), cpu=cpu, distinct=distinct)
+
+
+def mean(one: Run, other: Run) -> Run:
+    """Two runs of the same client as one: rate and cost in the middle of theirs."""
+    return replace(
+        one,
+        rate=(one.rate + other.rate) / 2,
+        cpu=(one.cpu + other.cpu) / 2,
+        messages=min(one.messages, other.messages),
+        distinct=min(one.distinct, other.distinct),
+    )
 
 
 @contextmanager
