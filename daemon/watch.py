@@ -245,7 +245,7 @@ _EDGES = tuple(_SMALLEST_S * 2 ** (bucket / _PER_OCTAVE) for bucket in range(1, 
 
 class Spread:
     """
-    How durations are spread over the last *minutes*, in buckets of logarithmic width. About 0.3 µs an observation.
+    How durations are spread over the last *minutes*, in buckets of logarithmic width.
 
     The window moves in steps of a minute: it covers the minute under way and those before it.
     """

@@ -69,7 +69,7 @@ class Message:
     One message in a daemon's hands.
 
     Slotted but not frozen: a frozen row of this width costs 2.4 µs to make instead of 0.3. Nobody changes a field
-    after the claim except the courier, which fills in ``text`` and ``segments`` once.
+    after the claim except the desk, which fills in what is sent, to whom, and until when (``Desk.prepare``).
 
     Times are seconds since the epoch (wall clock): they come from the database and go back to it.
     """

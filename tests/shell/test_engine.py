@@ -364,7 +364,9 @@ async def test_a_providers_words_never_hold_up_the_others(house: House, connecti
         one, two, three = await claimed(made)
         bad = Rejected(Fault.CONTENT, "1\0", "no\0 \ud800 " + "x" * 9_000)
         said = [
-            word(one, US, Handed(Accepted("SM\0", segments=10**9)), now=made.desk.now(), exchange=sent(made, one)),
+            word(
+                one, US, Handed(Accepted("SM\0\ud800", segments=10**9)), now=made.desk.now(), exchange=sent(made, one)
+            ),
             word(two, US, Ended(Status.FAILED, bad.reason, bad.code), now=made.desk.now(), exchange=sent(made, two)),
             word(three, US, Doubt("\ud800"), now=made.desk.now(), exchange=sent(made, three, Uncertain("\ud800"))),
         ]
