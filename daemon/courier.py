@@ -54,7 +54,7 @@ class Courier:
             sent = "it may have been sent" if self._journal.knows(message.id, message.attempt) else "it was not sent"
             verdict = Ended(Status.DEAD, f"our own fault, {sent}; the log of this moment has the traceback")
         self._desk.judged(message, verdict, exchange)
-        self._ledger.put(word(message, self._desk.group_of(message), verdict, now=self._desk.now(), exchange=exchange))
+        self._ledger.put(word(message, message.group, verdict, now=self._desk.now(), exchange=exchange))
 
     async def _carry(self, message: Message) -> tuple[Verdict, Exchange | None]:
         if not self._desk.serves(message):

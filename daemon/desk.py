@@ -131,8 +131,7 @@ class Desk:
 
     def ask(self, message: Message) -> Go | Hold | Refuse:
         """May it leave now? Asked last, at the very moment."""
-        group = self.group_of(message)
-        if self.leases is None or not self.leases.may_write(group):
+        if self.leases is None or not self.leases.may_write(message.group):
             return permission.Hold(self.now(), "the lease of its senders is running out")
         return permission.ask(
             message,
@@ -158,10 +157,6 @@ class Desk:
     def validity(self, message: Message) -> float | None:
         """Seconds of use it has left; None: no end."""
         return None if message.expires_at is None else max(message.expires_at - self.now() - 1.0, 1.0)
-
-    def group_of(self, message: Message) -> str:
-        """The group under whose lease it is in hand."""
-        return message.group
 
     def serves(self, message: Message) -> bool:
         """Whether its lane is still ours: a reload may have removed it since the claim."""

@@ -55,6 +55,7 @@ class Gate:
         tick: Callable[[], float],
         observer: Observer,
     ) -> None:
+        self.name = dialect.name  # the provider's
         self.dialect = dialect
         self.link = link
         self.timeout_s = timeout_s
@@ -66,11 +67,6 @@ class Gate:
         self._observer = observer
         self._usual_s = SLOW_MIN_S / SLOW_FACTOR  # a running high quantile of the time an exchange takes
         self.refused: str | None = None  # why the provider refuses our account, while it does
-
-    @property
-    def name(self) -> str:
-        """The provider's name."""
-        return self.dialect.name
 
     @property
     def state(self) -> str:
@@ -92,7 +88,8 @@ class Gate:
         """Ask to pass, for a message of *level*."""
         before, now = self._breaker, self._tick()
         self._breaker, permit = breaker.knock(before, level=level, now=now, temper=self._temper, roll=random.random())
-        self._tell(before)
+        if self._breaker is not before:  # as hardly ever
+            self._tell(before)
         if permit is None:
             return None
         flight = Flight(permit, now)
@@ -113,7 +110,8 @@ class Gate:
             if flight.since < late and not flight.called_slow:
                 flight.called_slow = True
                 self._told(flight, Sign.SLOW, now)
-        self._tell(before)
+        if self._breaker is not before:
+            self._tell(before)
 
     def learn(self, flight: Flight, outcome: Outcome) -> float:
         """What came of passing; the seconds it took."""
@@ -131,7 +129,8 @@ class Gate:
             case Rejected(Fault.ACCOUNT, code, reason):
                 self.refused = f"{code}: {reason}"
                 self._breaker = breaker.force_open(self._breaker, now + ACCOUNT_REST_S)
-        self._tell(before)
+        if self._breaker is not before:
+            self._tell(before)
         return took_s
 
     @property
@@ -144,8 +143,6 @@ class Gate:
         )
 
     def _tell(self, before: breaker.Breaker) -> None:
-        if self._breaker is before:
-            return  # as nearly always
         was, state = _named(before), self.state
         if state != was:
             log.warning("gate.changed", provider=self.name, was=was, now=state, reason=self.refused)

@@ -154,7 +154,7 @@ class Journal:
         assert log is not None
         self._at = end = at + size
         log[end - len(body) : end] = body
-        _CRC.pack_into(log, at, _checksum(body))
+        _CRC.pack_into(log, at, zlib.crc32(body) or 1)  # as _checksum
         _END.pack_into(log, _END_AT, end)
 
     def _roll(self) -> None:

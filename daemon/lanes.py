@@ -208,13 +208,13 @@ class Lane:
 
     def grant(self, now: float) -> float | None:
         """Let go whoever may; the next moment at which somebody may, None when nobody waits."""
-        while True:
+        while len(self._granted) < self._at_once:  # else left() looks again
             while (level := self._next_level(now)) and self._queues[level - 1][0].deserted:
                 gone = self._queues[level - 1].popleft()
                 self.waiting[level - 1] -= gone.segments
                 self.backlog -= gone.segments
-            if not level or len(self._granted) >= self._at_once:
-                return None  # nobody, or left() looks again
+            if not level:
+                break
             turn = self._queues[level - 1][0]
             moment = self.pace.earliest(turn.segments + self.going, now)
             if moment > now:
@@ -222,6 +222,7 @@ class Lane:
             self._queues[level - 1].popleft()
             self.waiting[level - 1] -= turn.segments
             self._go(turn)
+        return None
 
     def _go(self, turn: Turn) -> None:
         self._granted.add(turn)

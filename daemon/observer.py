@@ -129,15 +129,17 @@ class Observer:
             spreads[Stage.COMMIT_TO_PROVIDER].add(now, *ages)
             metrics.turn_wait(_LEVELS[level]).observe(*turns)
             metrics.commit_to_provider(_LEVELS[level]).observe(*ages)
-        for tick, (provider, _, outcome, took_s) in arrivals:
-            word = told(outcome)
-            metrics.exchanges(provider, word).inc()
-            metrics.exchange(provider).observe(took_s)
-            if word == "accepted":
-                self._sent.add(tick)
-            else:
-                self._errors.setdefault((provider, word), Window()).add(tick)
-        spreads[Stage.EXCHANGE].add(now, *(exchange.took_s for _, exchange in arrivals))
+        alike: dict[tuple[str, str], list[tuple[float, float]]] = {}
+        for tick, exchange in arrivals:
+            alike.setdefault((exchange.provider, told(exchange.outcome)), []).append((tick, exchange.took_s))
+        for (provider, word), ended in alike.items():
+            took = [took_s for _, took_s in ended]
+            metrics.exchanges(provider, word).inc(len(ended))
+            metrics.exchange(provider).observe(*took)
+            spreads[Stage.EXCHANGE].add(now, *took)
+            window = self._sent if word == "accepted" else self._errors.setdefault((provider, word), Window())
+            for second, many in Counter([int(tick) for tick, _ in ended]).items():
+                window.add(second, many)
 
     def unwritten(self) -> None:
         """The first verdict waits for Postgres: from now on it may be late."""

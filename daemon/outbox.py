@@ -89,6 +89,7 @@ class Outbox:
         self._marks: dict[tuple[str, int], datetime] = {}
         self._rewound: dict[tuple[str, int], datetime] = {}  # while a claim was under way
         self._dry: set[tuple[str, int]] = set()  # lanes and levels that brought nothing when last asked
+        self._full = False  # whether the last look ended because hands were full: then whoever frees them wakes it
         self._wake = asyncio.Event()
 
     @property
@@ -114,6 +115,7 @@ class Outbox:
         pause, active_at, swept_at, tidy_at = RETRY_MIN_S, 0.0, loop.time(), loop.time() + TIDY_S
         while not stop.is_set():
             self._wake.clear()
+            self._full = False
             self._observer.looked()
             try:
                 if loop.time() >= tidy_at:
@@ -144,8 +146,10 @@ class Outbox:
     async def _take(self, levels: frozenset[int]) -> int:
         # Urgent rows have a reserve of their own: bulk in hand must not keep them out.
         room = self._in_hand_max + (self._in_hand_max // 4 if 1 in levels else 0) - len(self._held)
-        enough = 1 if 1 in levels else max(1, int(self._in_hand_max * REFILL_SHARE))
-        wishes = _cut(self._wishes(levels), min(room, BATCH), self._dry) if room >= enough else []
+        if room < 1 if 1 in levels else self._crowded():
+            self._full = True
+            return 0
+        wishes = _cut(self._wishes(levels), min(room, BATCH), self._dry)
         if not wishes:
             return 0
         marks = [self._mark(wish) for wish in wishes]
@@ -175,13 +179,25 @@ class Outbox:
             self._deliver(message)
         return len(messages)
 
+    def _crowded(self) -> bool:
+        """Whether there is too little room for more bulk to be worth a claim."""
+        return self._in_hand_max - len(self._held) < max(1, int(self._in_hand_max * REFILL_SHARE))
+
     def _mark(self, wish: Wish) -> datetime:
         mark = self._marks.get((wish.lane, wish.level), LONG_AGO)
         return mark - URGENT_OVERLAP if wish.level == 1 and mark > LONG_AGO else mark
 
     def _beyond(self, wishes: Sequence[Wish], marks: Sequence[datetime]) -> list[UUID]:
         mark_of = {(wish.lane, wish.level): mark.timestamp() for wish, mark in zip(wishes, marks, strict=True)}
-        return [id for (id, _), one in self._held.items() if one.due_at >= mark_of.get((one.lane, one.level), NEVER)]
+        levels, oldest = {wish.level for wish in wishes}, min(mark_of.values())
+        return [
+            id
+            for (
+                id,
+                _,
+            ), one in self._held.items()  # thousands, at every claim: what cannot count is passed over quickly
+            if one.due_at >= oldest and one.level in levels and one.due_at >= mark_of.get((one.lane, one.level), NEVER)
+        ]
 
     def _hold(self, message: Message, due_at: datetime) -> None:
         key = (message.lane, message.level)
@@ -225,6 +241,8 @@ class Outbox:
                 self._claims[held.claim] -= 1
                 if not self._claims[held.claim]:
                     del self._claims[held.claim]
+        if self._full and not self._crowded():
+            self.wake()
 
     def rewind(self, lane: str, level: int, due_at: datetime) -> None:
         """A row stands ready there that may lie before the lane's mark."""
@@ -259,5 +277,7 @@ def _message(row: Record, tick: float) -> tuple[Message, datetime]:
     """A claimed row as a message, and its due time as Postgres compares it."""
     *fields, mark = row  # as sql/claim.sql names them
     message = Message(*fields)
-    message.variables, message.claimed_at = as_object(row["variables"]), tick
+    message.claimed_at = tick
+    if message.variables is not None:
+        message.variables = as_object(row["variables"])
     return message, mark

@@ -95,7 +95,8 @@ class Router:
         for gate in self._gates.values():  # any() costs three times as much, and this is asked for every message
             if gate.quota() == 0:
                 return True
-        return any(what.startswith(("sender:", "provider:")) for what in self._desk.pauses)
+        pauses = self._desk.pauses
+        return bool(pauses) and any(what.startswith(("sender:", "provider:")) for what in pauses)
 
     def _weigh(self, pool: Pool, message: Message) -> Route | Blocked | Unroutable:
         now = self._desk.tick()

@@ -25,9 +25,9 @@ class Fault(StrEnum):
     UNKNOWN = "unknown"  # refused in words we do not know: final for this message
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Accepted:
-    """A provider has it. Never send it again."""
+    """A provider has it. Never send it again. Not frozen, as the others are: one is made for every message."""
 
     reference: str | None  # the provider's id; None when a 2xx came but its body was lost (a query will tell)
     status: str = "accepted"  # one of lifecycle.Status: accepted or sent

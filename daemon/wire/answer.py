@@ -55,7 +55,13 @@ class Answer:
             # Cut where our patience ends: the limits must not depend on how the network cut it.
             part, data = data[: self._room], data[self._room :]
             self._room -= len(part)
-            self._parse(part)
+            try:
+                self._parser.feed_data(part)
+            except httptools.HttpParserUpgrade:
+                self.keep = False  # a 101 nobody asked for: whole, and HTTP ends here
+            except httptools.HttpParserError:
+                self.fail("the answer is not HTTP")
+                self.keep = False  # nor is what follows a whole answer
             if not self._room and self.verdict is None:
                 self.fail("the answer is longer than we read")
         if data:
@@ -88,15 +94,6 @@ class Answer:
         """Whether the head says how long the body is; otherwise it ends with the connection."""
         codings = self._headers.get("transfer-encoding")
         return codings.lower().endswith("chunked") if codings else "content-length" in self._headers
-
-    def _parse(self, data: bytes) -> None:
-        try:
-            self._parser.feed_data(data)
-        except httptools.HttpParserUpgrade:
-            self.keep = False  # a 101 nobody asked for: whole, and HTTP ends here
-        except httptools.HttpParserError:
-            self.fail("the answer is not HTTP")
-            self.keep = False  # nor is what follows a whole answer
 
     # httptools calls these.
 

@@ -142,7 +142,11 @@ async def test_hands_full_of_bulk_wait_until_a_fifth_is_free(house: House, conne
         taken = await claimed(made, room=17)
         assert await claimed(made) == []  # three are free
         assert len(await claimed(made, level=1)) == 5  # what is urgent has a reserve, and waits for nothing
-        await written(made, *((one, Handed(Accepted("SM1"))) for one in taken[:6]))
+        made.outbox._wake.clear()
+        await written(made, *((one, Handed(Accepted("SM1"))) for one in taken[:5]))
+        assert not made.outbox._wake.is_set()
+        await written(made, (taken[5], Handed(Accepted("SM1"))))
+        assert made.outbox._wake.is_set()  # else it would rest up to a quarter of a second with empty hands
         assert len(await claimed(made)) == 4
 
 

@@ -284,7 +284,7 @@ async def test_a_reload_forgets_no_provider_and_serves_only_what_is_there(tmp_pa
         made.reload(settings({"kept": [OTHER], "new": [OTHER]}))
         assert not made.desk.serves(before)
         assert made.desk.serves(message(lane="new"))
-        assert made.desk.group_of(before) == US  # as it was claimed
+        assert before.group == US  # as it was claimed
         assert made.desk.provider_of(US) == "sim"
         made.desk.left(before, US, made.desk.tick())  # on the wire as the settings changed
         turn.back()
