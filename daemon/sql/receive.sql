@@ -16,7 +16,10 @@ WITH news AS MATERIALIZED (
     -- A message is in queue or in outcome, at any moment: what is in neither is none of ours, or not yet.
     SELECT n.*, q.id IS NOT NULL AS queued, q.state, q.attempts AS back, q.id IS NOT NULL OR u.id IS NOT NULL AS known,
            u.status AS stood, u.rank AS stood_rank, u.reference AS stood_reference, u.attempts = n.attempt AS same
-      FROM news n LEFT JOIN outrider.queue q ON q.id = n.id LEFT JOIN outrider.outcome u ON u.id = n.id
+      FROM news n
+      LEFT JOIN outrider.queue q ON q.id = n.id
+      -- LATERAL and OFFSET: one look for each, where a planner that is told of a tiny table would walk through all of it.
+      LEFT JOIN LATERAL (SELECT * FROM outrider.outcome u WHERE u.id = n.id OFFSET 0) AS u ON true
 ), parked AS (
     INSERT INTO outrider.parked (provider, reference, id, attempt)
     SELECT DISTINCT ON (provider, reference) provider, reference, id, attempt FROM met WHERE NOT known
