@@ -74,7 +74,8 @@ WITH news AS MATERIALIZED (
 ), judged AS (
     SELECT m.*, same AND (stood_rank >= 50 AND fails OR stood_rank = 40 AND rank >= 50) AS turned,
            bool_or(rank >= 50) OVER attempt AND bool_or(fails) OVER attempt AS torn,
-           min(reference) OVER attempt <> max(reference) OVER attempt OR same AND stood_reference <> reference AS doubled
+           reference <> CASE WHEN same AND stood_reference IS NOT NULL THEN stood_reference
+                             ELSE min(reference) OVER attempt END AS doubled
       FROM (SELECT *, rank = 40 OR final AND rank < 10 AS fails FROM met WHERE known) AS m
     WINDOW attempt AS (PARTITION BY id, attempt)
 ), odd AS (

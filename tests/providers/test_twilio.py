@@ -325,7 +325,15 @@ def page(*entries: object, more: str | None = None) -> Response:
 
 
 def stands(status: str, **fields: object) -> dict[str, object]:
-    return {"sid": "SM1", "status": status, "error_code": None, "error_message": None, "num_segments": "2", "from": US, **fields}
+    return {
+        "sid": "SM1",
+        "status": status,
+        "error_code": None,
+        "error_message": None,
+        "num_segments": "2",
+        "from": US,
+        **fields,
+    }
 
 
 def test_a_message_is_fetched_by_its_sid_and_by_nothing_else() -> None:
@@ -353,7 +361,9 @@ def test_a_message_is_fetched_by_its_sid_and_by_nothing_else() -> None:
     ],
 )  # fmt: skip
 def test_a_fetched_message_is_a_receipt(status: int, body: object, word: object) -> None:
-    found = DIALECT.fetched("SM1", Response(status, {}, json.dumps(body).encode() if not isinstance(body, bytes) else body))
+    found = DIALECT.fetched(
+        "SM1", Response(status, {}, json.dumps(body).encode() if not isinstance(body, bytes) else body)
+    )
     if isinstance(word, Receipt) and isinstance(found, Receipt) and word.code:
         assert found.reason
         found = replace(found, reason=word.reason)  # the words are the table's

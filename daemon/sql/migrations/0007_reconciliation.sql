@@ -86,7 +86,8 @@ DECLARE
     wanted  bigint[];
 BEGIN
     IF NOT pg_try_advisory_xact_lock(hashtext('outrider.balance'))
-       OR EXISTS (SELECT FROM outrider.page p WHERE p.counted_at > clock_timestamp() - make_interval(secs => patience)) THEN
+       OR patience > 0 AND EXISTS (SELECT FROM outrider.page p
+                                    WHERE p.counted_at > clock_timestamp() - make_interval(secs => patience)) THEN
         RETURN NULL;
     END IF;
     wanted := ARRAY(
