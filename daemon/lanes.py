@@ -178,7 +178,8 @@ class Lane:
             self.pace.take(turn.segments, now)
             self.turns.charge(turn.level, turn.segments, now)
             self._gone(turn)
-            self._lanes.look_at(self, now)
+            if self.backlog > self.going:  # else nobody waits, and free_at has foretold it
+                self._lanes.look_at(self, now)
 
     def back(self, turn: Turn) -> None:
         """*turn* gives its place up, wherever it stands."""
