@@ -120,7 +120,7 @@ class Report:
     def _of_figures(self) -> Table:
         table = Table(
             title=f"The middle of {len(self.rounds)}, {self.messages:,} messages each, {self.in_flight} in flight",
-            caption="On this machine, at this hour: compare nothing but ratios. The queues' CPU has their Postgres in it.",
+            caption="On this machine, at this hour: compare nothing but ratios. Queues: with their Postgres.",
             title_justify="left",
         )
         for name in ("", "messages/s", "CPU s per 1,000", "WAL bytes a message"):

@@ -190,12 +190,10 @@ class Outbox:
     def _beyond(self, wishes: Sequence[Wish], marks: Sequence[datetime]) -> list[UUID]:
         mark_of = {(wish.lane, wish.level): mark.timestamp() for wish, mark in zip(wishes, marks, strict=True)}
         levels, oldest = {wish.level for wish in wishes}, min(mark_of.values())
+        # Thousands are in hand, and this is asked at every claim: what cannot count is passed over quickly.
         return [
             id
-            for (
-                id,
-                _,
-            ), one in self._held.items()  # thousands, at every claim: what cannot count is passed over quickly
+            for (id, _), one in self._held.items()
             if one.due_at >= oldest and one.level in levels and one.due_at >= mark_of.get((one.lane, one.level), NEVER)
         ]
 
