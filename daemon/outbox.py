@@ -35,7 +35,7 @@ BATCH = 500  # rows in one claim; 1,000 doubled the latency at half of peak
 REFILL_SHARE = (
     0.2  # full hands fetch more bulk when this share of them is free: nibbling took half as many claims again
 )
-BREATH = 32  # messages sent out before the loop looks at what else is due: 500 at once held it for 26 ms (p99 of its lag; now 8)
+BREATH = 32  # messages sent out before the loop looks at what else is due (its lag at full load, p99: 8 ms, not 26)
 TASTE = 10  # rows asked of a lane and level that brought none the last time, when others want more than there is room
 IDLE_S = 0.25  # how often an idle daemon looks; NOTIFY wakes it for urgent rows
 BUSY_S = 0.05  # how often one looks that had work within the last second: 5 ms cost 16 % of a core
