@@ -186,10 +186,11 @@ async def test_bad_rows_behind_a_long_queue_do_not_wait_for_it(stage: SetUp) -> 
         {"recipient": "'+999123456789'"},
         {"recipient": "'+12'"},
         {"body": "NULL"},
+        {"media": "ARRAY[NULL]::text[]"},
         {"service": "'nowhere'"},
     ):
         await insert(road, {"service": "'slow'", **columns})
-    await road.until("SELECT count(*) = 4 FROM outrider.outcome WHERE status IN ('failed', 'suppressed')", within_s=5)
+    await road.until("SELECT count(*) = 5 FROM outrider.outcome WHERE status IN ('failed', 'suppressed')", within_s=5)
 
 
 @pytest.mark.every_postgres
