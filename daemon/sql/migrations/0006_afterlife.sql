@@ -161,8 +161,12 @@ CREATE FUNCTION outrider.replay(
     RETURNS TABLE (message uuid, answer text, segments integer, due_at timestamptz)
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path = pg_catalog, pg_temp
+    SET enable_seqscan = off  -- from key to key, whatever is believed about the tables
+    SET enable_mergejoin = off
 AS $$
 #variable_conflict use_column
+DECLARE
+    begun timestamptz;
 BEGIN
     IF per_second IS NULL OR NOT per_second BETWEEN 0.001 AND 100000 OR cardinality(messages) > 10000 THEN
         RAISE EXCEPTION 'a replay takes up to 10,000 messages, and from 0.001 to 100,000 of them a second';
@@ -172,21 +176,21 @@ BEGIN
     LOCK TABLE ONLY outrider.receipt IN SHARE MODE;
     PERFORM FROM outrider.outcome u WHERE u.id = ANY (messages) ORDER BY u.id FOR UPDATE;
     PERFORM FROM outrider.outbox o WHERE o.id = ANY (messages) ORDER BY o.id FOR SHARE;  -- its text is not taken now
+    begun := greatest(starting, clock_timestamp());
     RETURN QUERY
     WITH told AS MATERIALIZED (
         SELECT a.message, a.answer, a.segments FROM outrider.replay_answers(messages, replay.doubtful) AS a
     ), turn AS (
         SELECT o.id, o.seq, o.sender, o.service, o.intent, u.attempts, u.status, u.code, u.reason,
                outrider.useless_at(o.created_at, o.send_at, o.validity, o.expires_at) AS useless_at,
-               greatest(starting, clock_timestamp())
-               + make_interval(secs => (row_number() OVER (ORDER BY o.seq) - 1) / per_second) AS due_at
+               begun + make_interval(secs => (row_number() OVER (ORDER BY o.seq) - 1) / per_second) AS due_at
           FROM told t JOIN outrider.outbox o ON o.id = t.message JOIN outrider.outcome u ON u.id = t.message
          WHERE t.answer = 'replayed'
     ), fit AS MATERIALIZED (
         SELECT t.*, greatest(t.attempts, (SELECT max(a.attempt) FROM outrider.attempt a WHERE a.id = t.id)) AS last
           FROM turn t WHERE t.useless_at IS NULL OR t.useless_at > t.due_at
     ), gone AS (
-        DELETE FROM outrider.outcome u USING fit f WHERE u.id = f.id AND u.id = ANY (messages)
+        DELETE FROM outrider.outcome u USING fit f WHERE u.id = f.id
     ), queued AS (
         INSERT INTO outrider.queue (id, seq, lane, level, due_at, attempts, reason)
         SELECT f.id, f.seq, CASE WHEN f.sender IS NOT NULL THEN '@' || left(f.sender, 100)
@@ -272,7 +276,7 @@ BEGIN
     ), blanked AS (
         UPDATE outrider.outbox o
            SET body = NULL, variables = NULL, subject = NULL, content = NULL, media = NULL, fallback = NULL, blanked_at = moment
-          FROM seen s WHERE o.id = s.id AND o.id = ANY (ids) AND s.until <= moment
+          FROM seen s WHERE o.id = s.id AND s.until <= moment
     ), kept AS (
         INSERT INTO outrider.straggler (id, look_at)
         SELECT id, coalesce(until, moment + interval '1 day') FROM seen WHERE remember AND (until <= moment) IS NOT TRUE
