@@ -474,7 +474,7 @@ END
 $$;
 
 -- Receipts past their time, week by week. That a message was sent may stand in its receipts alone (sql/receive.sql), so
--- they are first read once, some blocks at a time, and the word is passed on. Returns how many blocks it read, or 0.
+-- they are first read once, some blocks at a time, and the word is passed on.
 CREATE FUNCTION outrider.drop_receipts(most integer DEFAULT 500) RETURNS integer
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path = pg_catalog, pg_temp
@@ -521,6 +521,7 @@ BEGIN
     BEGIN
         EXECUTE format('DROP TABLE outrider.%I', week);
         DELETE FROM outrider.progress WHERE what = week;
+        RETURN most;  -- there may be another
     EXCEPTION WHEN lock_not_available THEN
         RAISE WARNING '% is not dropped now: it is in use', week;
     END;
