@@ -311,7 +311,8 @@ async def test_a_week_goes_whole_when_all_in_it_is_past_its_time(connection: Con
     assert week(LONG_AGO) in await weeks(connection, "receipt"), "those go by their own figure"
     assert await drop(connection) == []
     assert await where(connection, young) == "queued"
-    assert await connection.fetchval("SELECT count(*) FROM outrider.idempotency") == 1, "a key outlives its message"
+    (again,) = await insert(connection, idempotency_key="k")
+    assert (await ended(connection, again))["reason"] == f"duplicate of {id}", "a key outlives its message"
 
 
 async def unfinished(connection: Connection, actor: Actor, what: str) -> None:
