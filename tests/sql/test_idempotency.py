@@ -34,9 +34,11 @@ INSERT = (
     "INSERT INTO outrider.outbox (recipient, service, body, idempotency_key)"
     " SELECT '+12025550100', 'service', 'Hello', key FROM unnest($1::text[]) AS key RETURNING id, idempotency_key"
 )
+# As they come to lie in 30 days of traffic: in the order of their windows, of which the first 10,000 are over.
 FILL = """
 INSERT INTO outrider.idempotency (digest, id, until)
-SELECT outrider.key_digest('', 'old ' || n), gen_random_uuid(), now() + interval '30 days' FROM generate_series($1::int, $2::int) AS n
+SELECT outrider.key_digest('', 'old ' || n), gen_random_uuid(), now() + (n - 10000) * interval '0.25 seconds'
+  FROM generate_series($1::int, $2::int) AS n
 """
 
 
@@ -187,24 +189,23 @@ async def test_what_a_key_costs_among_ten_million(own: Another) -> None:
     while filled < 10_000_000 and time.perf_counter() - begun < 300:
         await connection.execute(FILL, filled + 1, filled + 250_000, timeout=120)
         filled += 250_000
-    await connection.execute("ANALYZE outrider.idempotency", timeout=120)
+    await connection.execute("VACUUM ANALYZE outrider.idempotency", timeout=300)  # as autovacuum does in its time
     among = await cost("among")
     size = await connection.fetchval("SELECT pg_total_relation_size('outrider.idempotency') / 2 ^ 20")
-    await connection.execute(
-        "UPDATE outrider.idempotency SET until = now() WHERE id IN (SELECT id FROM outrider.outbox)", timeout=120
-    )
+    sweeps, gone = list[float](), 500
+    while gone == 500:
+        begun = time.perf_counter()
+        gone = await connection.fetchval("SELECT outrider.forget_keys(500)")
+        sweeps.append((time.perf_counter() - begun) * 1000)
     begun = time.perf_counter()
-    gone = await connection.fetchval("SELECT outrider.forget_keys(500)")
-    swept = time.perf_counter() - begun
-    begun = time.perf_counter()
-    repeated = await connection.fetch(INSERT, [f"old {n}" for n in range(1, 501)])
+    repeated = await connection.fetch(INSERT, [f"old {n}" for n in range(20_001, 20_501)])
     repeat = (time.perf_counter() - begun) / 500 * 1e6
     print(  # noqa: T201 (the figure is the result)
         f"\nan INSERT with a key: {alone:.0f} µs a row alone, {among:.0f} µs among {filled:,} keys ({size:.0f} MB);"
-        f" a repeat {repeat:.0f} µs; 500 keys forgotten in {swept * 1000:.0f} ms"
+        f" a repeat {repeat:.0f} µs; 500 keys forgotten in {sorted(sweeps)[len(sweeps) // 2]:.0f} ms, none in {sweeps[-1]:.0f} ms"
     )
     assert filled >= 2_000_000
-    assert gone == 500
+    assert len(sweeps) >= 20
     queued = await connection.fetchval(
         "SELECT count(*) FROM outrider.queue WHERE id = ANY ($1::uuid[])", [row["id"] for row in repeated]
     )

@@ -319,8 +319,9 @@ CREATE FUNCTION outrider.blank_texts(most integer DEFAULT 500) RETURNS integer
     SET enable_seqscan = off
 AS $$
 DECLARE
-    old timestamptz := clock_timestamp() - outrider.kept('body');
-    ids uuid[];
+    moment timestamptz := clock_timestamp();
+    old    timestamptz := moment - outrider.kept('body');
+    ids    uuid[];
 BEGIN
     PERFORM FROM outrider.progress WHERE what = 'texts' FOR UPDATE SKIP LOCKED;
     IF NOT FOUND THEN
@@ -332,7 +333,7 @@ BEGIN
     IF cardinality(ids) > 0 THEN
         UPDATE outrider.progress SET upto = ids[cardinality(ids)] WHERE what = 'texts';
     ELSE
-        ids := ARRAY(SELECT s.id FROM outrider.straggler s WHERE s.look_at <= clock_timestamp() ORDER BY s.look_at LIMIT most);
+        ids := ARRAY(SELECT s.id FROM outrider.straggler s WHERE s.look_at <= moment ORDER BY s.look_at LIMIT most);
     END IF;
     IF cardinality(ids) = 0 THEN
         ids := ARRAY(SELECT o.id FROM outrider.outbox_default o
@@ -352,10 +353,11 @@ CREATE FUNCTION outrider.forget_keys(most integer DEFAULT 500) RETURNS integer
     SET enable_seqscan = off
 AS $$
 DECLARE
-    gone integer;
+    moment timestamptz := clock_timestamp();  -- an index knows nothing of a clock that goes on
+    gone   integer;
 BEGIN
     WITH old AS (
-        SELECT k.digest FROM outrider.idempotency k WHERE k.until <= clock_timestamp() LIMIT most FOR UPDATE SKIP LOCKED
+        SELECT k.digest FROM outrider.idempotency k WHERE k.until <= moment LIMIT most FOR UPDATE SKIP LOCKED
     )
     DELETE FROM outrider.idempotency k USING old WHERE k.digest = old.digest;
     GET DIAGNOSTICS gone = ROW_COUNT;
