@@ -387,6 +387,23 @@ async def test_a_replay_under_way_holds_its_week(connection: Connection, another
     assert await where(connection, id) == "queued"
 
 
+async def test_a_replay_that_commits_while_its_week_is_about_to_go_is_seen(
+    connection: Connection, another: Another
+) -> None:
+    id = await then(connection, LONG_AGO)
+    await end(connection, id, Status.DEAD, timedelta(days=91))
+    operator, keeper = await another(), await another()
+    transaction = operator.transaction()
+    await transaction.start()
+    await operator.execute("UPDATE outrider.keeping SET span = '92 days' WHERE (what, intent) = ('dead', '')")
+    assert await operator.fetchval("SELECT outrider.replay($1)", id)
+    dropping = asyncio.create_task(drop(keeper))
+    await blocked(connection, keeper)  # it has looked, and found nothing in the way
+    await transaction.commit()
+    assert await dropping == []
+    assert await where(connection, id) == "queued"
+
+
 async def test_who_inserts_is_not_kept_waiting_for_a_week_to_go(connection: Connection, another: Another) -> None:
     id = await then(connection, LONG_AGO)
     await end(connection, id, Status.DELIVERED, LONG_AGO)
@@ -495,12 +512,20 @@ async def test_a_receipt_that_may_resolve_a_doubt_stays(connection: Connection, 
     assert week(A_WHILE_AGO) not in await weeks(connection, "receipt")
 
 
-async def test_parked_receipts_stay_for_three_days_whatever_is_configured(connection: Connection) -> None:
+async def test_parked_receipts_stay_for_three_days_whatever_is_configured(own: Another) -> None:
+    """In the default partition, as after a month in which nobody made weeks: there they go one by one."""
+    connection = await own()
+    for name in await weeks(connection, "receipt"):
+        await connection.execute(f"DROP TABLE outrider.receipt_{name}")
     await connection.execute("UPDATE outrider.keeping SET span = '1 second' WHERE what = 'receipts'")
-    for ago in (timedelta(hours=71), timedelta(0)):
-        await receipt(connection, None, "sent", ago)
+    for hours in (0, 71, 73, 2000):
+        await connection.execute(
+            "INSERT INTO outrider.receipt (at, provider, reference, status) VALUES (now() - $1::interval, 'twilio', $2, 'sent')",
+            timedelta(hours=hours), f"{hours}",
+        )  # fmt: skip
     await run(connection, "drop_receipts")
-    assert await connection.fetchval("SELECT count(*) FROM outrider.receipt") == 2
+    rows = await connection.fetch("SELECT reference FROM outrider.receipt")
+    assert {row["reference"] for row in rows} == {"0", "71"}
 
 
 # Keys, signals, daemons.
