@@ -176,6 +176,23 @@ async def test_each_filter_takes_what_fits_it(connection: Connection, actor: Act
     assert await connection.fetchval("SELECT count(*) FROM outrider.queue") == len(fits)
 
 
+async def test_what_a_decision_ended_is_found_by_the_provider_that_had_it(connection: Connection, actor: Actor) -> None:
+    (id,) = await insert(connection)
+    await actor.give_back(await actor.claim(), "unknown")
+    await tried(connection, id)
+    assert await actor.decide(id, 1, "dead", "dropped")
+    assert await ended_by(connection, "twilio") == [id]
+    assert await ended_by(connection, "other") == []
+
+
+async def ended_by(connection: Connection, provider: str) -> list[UUID]:
+    rows = await connection.fetch(
+        "SELECT id, carrier FROM outrider.dead_letters(provider => $1, reason => '%')", provider
+    )
+    assert {row["carrier"] for row in rows} <= {provider}
+    return [row["id"] for row in rows]
+
+
 async def test_a_mere_null_is_no_filter_and_an_unknown_literal_still_means_one_message(
     connection: Connection, actor: Actor
 ) -> None:

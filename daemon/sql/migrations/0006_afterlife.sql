@@ -69,14 +69,19 @@ CREATE FUNCTION outrider.dead_letters(
     LANGUAGE sql STABLE SECURITY DEFINER
     SET search_path = pg_catalog, pg_temp
 AS $$
-    SELECT u.updated_at, u.id, o.tenant, o.service, o.intent, u.status, u.code, u.reason, u.attempts, u.provider, u.sender,
+    SELECT u.updated_at, u.id, o.tenant, o.service, o.intent, u.status, u.code, u.reason, u.attempts, had.provider, u.sender,
            outrider.mask(o.recipient)
       FROM outrider.outcome u JOIN outrider.outbox o ON o.id = u.id
+     -- Of what a decision ended, the attempt alone says who had it.
+     CROSS JOIN LATERAL (SELECT coalesce(u.provider, (SELECT a.provider FROM outrider.attempt a
+                                                       WHERE a.id = u.id AND a.provider IS NOT NULL
+                                                       ORDER BY a.attempt DESC LIMIT 1)) AS provider) AS had
      WHERE u.status IN ('dead', 'failed', 'undelivered')
        AND (dead_letters.status IS NULL OR u.status = dead_letters.status)
        AND u.updated_at >= coalesce(dead_letters.since, '-infinity') AND u.updated_at < coalesce(dead_letters.until, 'infinity')
-       AND (dead_letters.provider IS NULL OR u.provider = dead_letters.provider)
-       AND (dead_letters.reason IS NULL OR u.reason ILIKE dead_letters.reason OR u.code = dead_letters.reason)
+       AND (dead_letters.provider IS NULL OR had.provider = dead_letters.provider)
+       AND (dead_letters.reason IS NULL OR coalesce(u.reason, '') ILIKE dead_letters.reason
+            OR u.code = dead_letters.reason)
        AND (dead_letters.tags IS NULL OR o.tags @> dead_letters.tags)
        AND (dead_letters.intent IS NULL OR o.intent = dead_letters.intent)
        AND (dead_letters.service IS NULL OR o.service = dead_letters.service)
