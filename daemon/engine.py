@@ -35,6 +35,7 @@ from daemon.outbox import STATEMENTS as OUTBOX
 from daemon.receipts import ReceiptBook
 from daemon.recovery import STATEMENTS as RECOVERY
 from daemon.recovery import Recovery
+from daemon.retention import Keeper
 from daemon.router import Pool, Router
 from daemon.signals import STATEMENTS as SIGNALS
 from daemon.signals import Signals
@@ -104,6 +105,7 @@ class Engine:
         self.janitor = Janitor(
             self.looks, desk, self.leases, gates, observer, questions=AsyncLimiter(QUESTIONS, 1), woken=self.outbox.wake
         )
+        self.keeper = Keeper(dsn, desk)
         self.book = ReceiptBook(self.receipts, observer)
         self.reload(settings)
 

@@ -39,6 +39,8 @@ EVENTS: Mapping[str, tuple[str, ...]] = {
     "journal.failed": ("error",),  # the dispatch log cannot be written: what would leave now is held
     "courier.stumbled": ("message_id",),  # our own fault: the message is parked
     "rows.refused": ("count", "first_reason"),  # the inspector ended rows early
+    "weeks.dropped": ("weeks",),  # retention: everything in them was past its time
+    "retention.interrupted": ("error",),  # a piece was not done, and is tried again
     # providers
     "gate.changed": ("provider", "was", "now", "reason"),
     "sender.rested": ("sender", "provider", "code", "reason"),  # a provider will not have this sender for now

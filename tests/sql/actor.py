@@ -188,8 +188,11 @@ async def insert(connection: Connection, many: int = 1, /, **columns: Any) -> li
 
 async def blocked(connection: Connection, other: Connection) -> None:
     """Return when *other* waits for a lock that somebody holds."""
-    while not await connection.fetchval("SELECT cardinality(pg_blocking_pids($1)) > 0", other.get_server_pid()):  # noqa: ASYNC110
+    for _ in range(2000):
+        if await connection.fetchval("SELECT cardinality(pg_blocking_pids($1)) > 0", other.get_server_pid()):
+            return
         await asyncio.sleep(0.005)
+    raise AssertionError("it does not wait for anybody")
 
 
 async def where(connection: Connection, id: UUID) -> str:
