@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger()
 
-STATEMENTS = ("open_claims",)
+STATEMENTS = ("open_claims", "release")
 
 
 class Recovery:
@@ -63,7 +63,7 @@ class Recovery:
         free = len(open_rows) - len(words)
         if words:
             await self._ledger.write(words, fence={grp: epoch})
-        await self._line.ask("DELETE FROM outrider.claim WHERE grp = $1 AND epoch < $2", grp, epoch)
+        await self._line.fetch("release", grp, epoch)
         self._done.add(grp)
         self.counts["free"] += free
         if rows:

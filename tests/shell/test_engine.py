@@ -595,16 +595,18 @@ async def test_recovery_may_be_run_again(house: House, connection: Connection) -
         await made.leases._take()
         await crash(made, await claimed(made))
     async with house(owner=owner) as again:
-        real = again.chores.ask
+        real = again.chores.fetch
 
-        async def ask(query: str, *arguments: object) -> list[asyncpg.Record]:
-            raise DatabaseDown("gone before the claims were closed")
+        async def fetch(name: str, *arguments: object) -> list[asyncpg.Record]:
+            if name == "release":
+                raise DatabaseDown("gone before the claims were closed")
+            return await real(name, *arguments)
 
-        again.chores.ask = ask  # type: ignore[method-assign]
+        again.chores.fetch = fetch  # type: ignore[method-assign]
         with pytest.raises(DatabaseDown):
             await again.leases._take()
         assert not again.leases.held
-        again.chores.ask = real  # type: ignore[method-assign]
+        again.chores.fetch = real  # type: ignore[method-assign]
         await again.leases._take()
     assert await states(connection) == {"queued": 1, "unknown": 1, "accepted": 1, "failed": 1}
     assert RANKS[Status.FAILED] == await connection.fetchval(
