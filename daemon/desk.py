@@ -197,6 +197,10 @@ class Desk:
         filled = template.render(self._known.templates[name], variables if isinstance(variables, dict) else {})
         return filled if isinstance(filled, str) else ""
 
+    def cost(self, row: Record) -> int:
+        """Segments of a row that another daemon had in hand."""
+        return segments(self.text_of(row["body"], row["template"], as_object(row["variables"])))
+
     def _useless_at(self, service: str, first_due: float, expires_at: float | None) -> float | None:
         settings: Service | None = self.settings.services.get(service)
         if settings is None or settings.validity is None:

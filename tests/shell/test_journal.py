@@ -54,6 +54,7 @@ def logs(folder: Path) -> list[Path]:
 def test_what_was_written_is_recalled(folder: Path) -> None:
     log = begun(folder)
     first, second = uuid4(), uuid4()
+    log.leased("group", 7)
     log.dispatched(first, 1, "+15550100", 3, 17.5)
     log.dispatched(second, 2, "72345", 1, 18.0)
     log.answered(first, 1, orjson.dumps({"status": "accepted", "reference": "SM1"}))
@@ -65,8 +66,10 @@ def test_what_was_written_is_recalled(folder: Path) -> None:
     }
     assert memory.answered == {(first, 1): {"status": "accepted", "reference": "SM1"}}
     assert not memory.damaged
-    assert memory.left((second, 2))
-    assert not memory.left((second, 3))
+    assert not memory.unsent((second, 2), "group", 7)
+    assert memory.unsent((second, 3), "group", 7)
+    assert not memory.unsent((second, 3), "group", 8)  # claimed under a lease of which it knows nothing
+    assert not memory.unsent((second, 3), "other", 7)
 
 
 def test_a_new_folder_has_no_memory_and_no_damage(folder: Path) -> None:
@@ -104,7 +107,7 @@ def test_files_of_earlier_runs_stay_until_they_are_forgotten(folder: Path) -> No
     assert len(logs(folder)) == 2
     log.forget_old()
     log.close()
-    assert not recalled(folder).left((first, 1))
+    assert (first, 1) not in recalled(folder).dispatched
     assert len(recalled(folder).dispatched) == 1
 
 
@@ -224,7 +227,7 @@ class Story:
 
     def believed(self, raw: bytes | bytearray) -> None:
         """Read *raw* in place of the log: what truly was dispatched must be taken for it."""
-        memory = Memory(boot_id="boot")
+        memory = Memory()
         self.path.write_bytes(raw)
         journal._read(self.path, memory)
         assert memory.damaged or self.truth <= set(memory.dispatched)
