@@ -148,6 +148,7 @@ class Engine:
         now = self._clock.tick()
         recent = [dispatch for dispatch in self._memory.dispatched.values() if now - DEBT_S < dispatch.tick <= now]
         self.lanes.remember(recent)
+        await self.recovery.testify()
         self.journal.open()
 
     async def look_home(self) -> None:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from daemon.core.lifecycle import RANKS, Status
+from daemon.core.lifecycle import RANKS, WAITING, Status
 from daemon.ledger import FIRST_LOOK_S, Word, recalled
 
 if TYPE_CHECKING:
@@ -84,6 +84,18 @@ class Recovery:
             log.warning(
                 "claims.reconciled", group=grp, free=free, **{k: v for k, v in self.counts.items() if k != "free"}
             )
+
+    async def testify(self) -> None:
+        """
+        Tell of acceptances that Postgres never heard of, although another daemon has judged our claims since: without
+        our log it could only doubt. Raises DatabaseDown, and may be run again.
+        """
+        waiting = {key: said for key, said in self._memory.answered.items() if said.get("status") in WAITING}
+        rows = await self._line.ask(
+            "SELECT id FROM outrider.queue WHERE id = ANY ($1::uuid[])", list({id for id, _ in waiting})
+        )
+        ours = {row["id"] for row in rows}
+        await self._ledger.late([recalled(said, id, "") for (id, _), said in waiting.items() if id in ours])
 
     async def _inherit(self, taken: Taken, open_rows: Iterable[Record]) -> None:
         """
