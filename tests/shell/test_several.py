@@ -155,6 +155,7 @@ async def test_what_a_daemon_of_other_settings_left_is_its_own(house: House, con
         await made.leases._take()
         await crash(made, await claimed(made))
     await connection.execute(EXPIRE.format("20 s"))
+    await connection.execute("UPDATE outrider.instance SET seen_at = now() - interval '1 minute'")
     async with house("two", configured=settings({"another": ["+15550100009"]})) as other:
         await other.leases._take()
         assert await states(connection) == {"sending": 4}
@@ -177,6 +178,7 @@ async def test_what_a_sender_said_before_it_changed_hands_is_paid_for(house: Hou
     async with house("one", configured=SLOW) as first, house("two", configured=SLOW) as second:
         await first.leases._take()
         (one,) = await claimed(first)
+        first.lanes[US].pace.take(10, first._clock.tick())
         await first.ledger.write(
             [word(one, US, Handed(Accepted("SM1", segments=10)), now=first.desk.now(), exchange=sent(first, one))]
         )
@@ -366,15 +368,19 @@ async def test_what_was_open_in_three_crashes_is_tried_no_more(
 
 async def test_a_doubt_that_is_no_crash_is_not_held_against_a_message(house: House, connection: Connection) -> None:
     (id,) = await insert(connection)
-    async with house() as made:
+    owner = uuid4()
+    async with house(owner=owner) as made:
         await made.leases._take()
-        for _ in range(4):
+        for _ in range(3):
             (one,) = await claimed(made)
             exchange = sent(made, one, Uncertain("no answer"))
             await made.ledger.write([word(one, US, Doubt("no answer"), now=made.desk.now(), exchange=exchange)])
             await connection.execute("UPDATE outrider.queue SET state = 'ready', due_at = now() - interval '1 s'")
             made.outbox._marks.clear()
-    assert await connection.fetchval("SELECT state FROM outrider.queue WHERE id = $1", id) == "ready"
+        sent(made, *await claimed(made))
+    async with house(owner=owner) as again:
+        await again.leases._take()
+    assert await connection.fetchval("SELECT state FROM outrider.queue WHERE id = $1", id) == "unknown"
 
 
 async def test_two_that_take_at_once_see_each_other(house: House, connection: Connection) -> None:
