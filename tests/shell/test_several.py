@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import io
+import os
+import socket
 from typing import TYPE_CHECKING
 from uuid import UUID, uuid4
 
 import pytest
+from rich.console import Console
 
+from daemon.cli import queries
+from daemon.cli.overview import Overview, show
+from daemon.core.lifecycle import Status
 from daemon.core.outcome import Accepted, Uncertain
-from daemon.core.verdict import Doubt, Handed
+from daemon.core.permission import Refuse
+from daemon.core.verdict import Again, Doubt, Handed
 from daemon.janitor import WHO_MAX
 from daemon.ledger import word
 from tests.shell.parts import OTHER, US, dialect, engine, settings
@@ -377,7 +385,7 @@ async def test_a_doubt_that_is_no_crash_is_not_held_against_a_message(house: Hou
             await made.ledger.write([word(one, US, Doubt("no answer"), now=made.desk.now(), exchange=exchange)])
             await connection.execute("UPDATE outrider.queue SET state = 'ready', due_at = now() - interval '1 s'")
             made.outbox._marks.clear()
-        sent(made, *await claimed(made))
+        sent(made, (await claimed(made))[0])
     async with house(owner=owner) as again:
         await again.leases._take()
     assert await connection.fetchval("SELECT state FROM outrider.queue WHERE id = $1", id) == "unknown"
@@ -394,3 +402,51 @@ async def test_two_that_take_at_once_see_each_other(house: House, connection: Co
             assert not done
         await taking
         assert not second.leases.held
+
+
+async def test_a_cancellation_outlives_the_daemon_that_was_told(house: House, connection: Connection) -> None:
+    (id,) = await insert(connection)
+    async with house("one") as first:
+        await first.signals.begin()
+        await first.leases._take()
+        (one,) = await claimed(first)
+        assert await connection.fetchval("SELECT outrider.cancel($1)", id) == "requested"
+        await first.signals.look()
+        await written(first, (one, Again(0.0, "given back: its daemon or sender was stopping", spent=False)))
+        await first.leases.drop()
+    async with house("two") as second:
+        await second.signals.begin()
+        await second.leases._take()
+        (again,) = await claimed(second)
+        assert second.desk.ask(again) == Refuse(Status.CANCELED, "canceled by the application")
+
+
+async def test_the_overview_tells_who_holds_what(house: House, connection: Connection) -> None:
+    async with house("one", configured=FOUR) as first, house("two", configured=FOUR) as second:
+        await first.announce()
+        await second.announce()
+        await first.leases._take()
+        await second.leases._take()
+        await second.withdraw()
+        await second.leases._leave()
+        groups = {row["grp"]: row for row in await connection.fetch(queries.GROUPS)}
+        assert {grp: row["owner"] for grp, row in groups.items()} == {
+            grp: first.owner if grp in first.leases.held else None for grp in ADDRESSES
+        }
+        assert all(row["epoch"] == 1 and row["senders"] == [grp] for grp, row in groups.items())
+        assert {row["left_s"] > 20 for row in groups.values()} == {True, False}
+        daemons = {row["id"]: row["serving"] for row in await connection.fetch(queries.INSTANCES)}
+        assert daemons == {first.owner: True, second.owner: False}
+        seen = Overview(
+            queue=[], in_flight=0, oldest_due=None, last_hour=[], pauses=[],
+            instances=[dict(row) for row in await connection.fetch(queries.INSTANCES)],
+            groups=[dict(row) for row in groups.values()],
+        )  # fmt: skip
+    with pytest.MonkeyPatch.context() as patch:
+        told = io.StringIO()
+        patch.setattr("daemon.cli.overview.console", lambda: Console(file=told, width=200))
+        show(seen)
+    text = told.getvalue()
+    assert "(leaving)" in text
+    assert text.count(f"{socket.gethostname()}/{os.getpid()}") == 2
+    assert text.count("nobody") == text.count("free") == 2
