@@ -35,6 +35,7 @@ SPEAK_S = 8.0  # how long after a renewal a write may start: one renewal and the
 MARGIN_S = 2.0  # between the last byte an exchange may write and the end of the lease
 LOOK_S, LEAVING_S = 0.5, 0.1  # how often one looks what is free; and whether what is to go has come home
 ALIVE_S = 15.0  # a daemon that has not been seen for longer shares in nothing: it describes itself every 5 s
+MUTE_S = 10.0  # how long nothing is taken after the dispatch log could not be written
 STATEMENTS = ("lease_take", "lease_renew", "lease_drop", "lease_look", "peers", "abandoned")
 
 
@@ -83,6 +84,7 @@ class Leases:
         self._deadlines: dict[str, float] = {}
         self._parting: set[str] = set()  # held, and to go to another daemon
         self._renew_at = 0.0
+        self._mute_until = 0.0
 
     @property
     def held(self) -> Mapping[str, int]:
@@ -123,7 +125,7 @@ class Leases:
 
     async def _take(self) -> None:
         wanted = self._groups()
-        if not wanted:
+        if not wanted or self._tick() < self._mute_until:
             return
         mine = await self._mine(wanted)
         self._parting = self._epochs.keys() & (wanted.keys() - mine)
@@ -131,7 +133,7 @@ class Leases:
         # because their rows may stand in the lanes of another group now.
         left = [row["grp"] for row in await self._line.fetch("abandoned", list(wanted), self._owner)]
         for grp in [*left, *sorted(mine)]:
-            if grp not in self._epochs and not self._in_hand(grp):
+            if grp not in self._epochs and not self._in_hand(grp) and self._tick() >= self._mute_until:
                 await self._take_one(grp, wanted.get(grp, ()))
                 await self._renew_if_due()  # what a dead daemon left may take long to judge
 
@@ -160,6 +162,8 @@ class Leases:
             self._journal.leased(grp, taken.epoch)
         except OSError as full:  # of claims under a lease it does not know the log could not tell
             log.error("journal.failed", error=str(full))
+            self._mute_until = before + MUTE_S  # and another has a chance
+            await self._line.fetch("lease_drop", self._owner, [grp], [taken.epoch])
             return
         await self._reconcile(taken)
         self._epochs[grp] = taken.epoch

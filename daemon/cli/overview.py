@@ -84,7 +84,7 @@ def _instance(row: dict[str, object]) -> tuple[object, ...]:
     silent = isinstance(seen_at, datetime) and (datetime.now(UTC) - seen_at).total_seconds() > FRESH_S
     groups = ", ".join(map(str, holds)) if isinstance(holds, list) and holds else "nothing"
     settings = str(row["config_hash"])[:8]  # two daemons that differ here share nothing
-    seen = _ago(seen_at) + " ?" * silent + ("" if row["serving"] else " (leaving)")
+    seen = _ago(seen_at) + " ?" * silent + ("" if row["serving"] else " (not serving)")
     return row["host"], row["pid"], row["version"], settings, _moment(row["started_at"]), seen, groups
 
 

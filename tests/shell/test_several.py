@@ -103,6 +103,27 @@ async def test_who_withdraws_lets_go_of_all_and_is_not_counted(house: House) -> 
         assert [len(made.leases.held) for made in (first, second)] == [0, 4]
 
 
+async def test_who_cannot_write_its_log_leaves_the_groups_to_others(
+    house: House, connection: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with house("one", configured=FOUR) as full, house("two", configured=FOUR) as other:
+        await full.announce()
+        await other.announce()
+
+        def leased(_grp: str, _epoch: int) -> None:
+            raise OSError("No space left on device")
+
+        monkeypatch.setattr(full.journal, "leased", leased)
+        await full.leases._take()
+        await full.leases._take()
+        assert not full.leases.held
+        tried = await connection.fetch("SELECT grp, epoch FROM outrider.lease")
+        assert [row["epoch"] for row in tried] == [1]  # not again and again
+        await connection.execute(EXPIRE.format("20 s").replace("1 ms", "4 s"))
+        await other.leases._take()
+        assert tried[0]["grp"] in other.leases.held
+
+
 async def test_a_claim_under_way_is_as_good_as_in_hand(house: House, connection: Connection) -> None:
     await insert(connection)
     async with house() as made:
@@ -447,6 +468,6 @@ async def test_the_overview_tells_who_holds_what(house: House, connection: Conne
         patch.setattr("daemon.cli.overview.console", lambda: Console(file=told, width=200))
         show(seen)
     text = told.getvalue()
-    assert "(leaving)" in text
+    assert "(not serving)" in text
     assert text.count(f"{socket.gethostname()}/{os.getpid()}") == 2
     assert text.count("nobody") == text.count("free") == 2
