@@ -20,10 +20,12 @@ if TYPE_CHECKING:
 
     SetUp = Callable[..., Awaitable[Stage]]
 
-RATE = 20.0
 SENDERS = [f"+1555010{number:04}" for number in range(6)]
+SLOW = {SENDERS[0]: 4.0, SENDERS[5]: 4.0}  # these send long messages: their debt is what a hand-over could forget
+RATES = dict.fromkeys(SENDERS, 20.0) | SLOW
+LONG = "x" * 1_500  # ten segments
 CAST = Cast(
-    senders=dict.fromkeys(SENDERS, RATE),
+    senders=RATES,
     services={f"s{number}": [sender] for number, sender in enumerate(SENDERS)},
     timeout_s=3.0,
     intents={"events": {"on_ambiguous": "resend", "resolve_for": "6s"}},
@@ -60,9 +62,10 @@ async def all_with(road: Stage) -> bool:
 
 
 async def fill(road: Stage, *, each: int, intent: str = "events", text: str = "Hello") -> None:
-    """*each* messages of every service, each text once."""
-    for number in range(6):
-        await road.insert(each, service=f"s{number}", intent=intent, body=f"{text} {number}")
+    """*each* messages of every service, each text once; long ones, and fewer, for those whose sender is slow."""
+    for number, sender in enumerate(SENDERS):
+        many, body = (each // 25, LONG) if sender in SLOW else (each, text)
+        await road.insert(many, service=f"s{number}", intent=intent, body=f"{body} {number}")
 
 
 async def on_the_wire(road: Stage, many: int) -> None:
@@ -92,7 +95,7 @@ async def judge(road: Stage) -> dict[str, int]:
         "in_doubt": await road.connection.fetchval(
             "SELECT count(DISTINCT id) FROM outrider.attempt WHERE outcome IN ('lost', 'uncertain')"
         ),
-        "busiest": max(road.busiest(sender) for sender in SENDERS),
+        "too_fast": sum(road.busiest(sender) > rate for sender, rate in RATES.items()),
     }
     print(found, dict(await road.statuses()))
     return found
@@ -116,9 +119,9 @@ async def test_a_clean_stop_hands_over_and_a_newcomer_gets_its_share(stage: SetU
     print(f"all with the other {moved:.2f} s after SIGTERM")
     await other.quiet(within_s=30)
     found = await judge(road)
-    assert found["sent"] == 720
+    assert found["sent"] == found["asked"]
     assert found["lost"] == found["doubled"] == found["in_doubt"] == 0
-    assert found["busiest"] <= RATE
+    assert found["too_fast"] == 0
 
 
 @pytest.mark.long
@@ -132,10 +135,10 @@ async def test_the_groups_of_a_killed_daemon_move_and_nothing_is_lost(stage: Set
     print(f"all with the other {moved:.2f} s after kill -9")
     await other.quiet(within_s=60)
     found = await judge(road)
-    assert found["sent"] == 900
+    assert found["sent"] == found["asked"]
     assert found["lost"] == found["unexplained"] == 0
-    assert 0 < found["in_doubt"] <= 3 * RATE + CAST.connections
-    assert found["busiest"] <= RATE
+    assert 0 < found["in_doubt"] <= 100
+    assert found["too_fast"] == 0
 
 
 async def in_hand(road: Stage) -> set[tuple[UUID, int]]:
@@ -169,15 +172,15 @@ async def zombie(road: Stage, other: Stage, *, at_last: Callable[[], Awaitable[b
 @pytest.mark.timeout(180)
 async def test_one_is_killed_and_one_frozen_and_the_third_goes_on(stage: SetUp) -> None:
     road, frozen, third = await company(await stage(CAST, Faults.model_validate(TOLD)), "frozen", "third")
-    await fill(road, each=180)
+    await fill(road, each=120)
     await on_the_wire(road, 100)
     await road.kill()
     await zombie(frozen, third, at_last=lambda: all_with(third))
     await third.quiet(within_s=60)
     found = await judge(road)
-    assert found["sent"] == 1080
+    assert found["sent"] == found["asked"]
     assert found["lost"] == found["unexplained"] == 0
-    assert found["busiest"] <= RATE
+    assert found["too_fast"] == 0
 
 
 @pytest.mark.long
@@ -190,6 +193,6 @@ async def test_thirty_zombies(stage: SetUp) -> None:
         await zombie(road, other, at_last=lambda: all_with(other))
         await other.quiet(within_s=60)
     found = await judge(road)
-    assert found["sent"] == 30 * 360
+    assert found["sent"] == found["asked"]
     assert found["lost"] == found["unexplained"] == 0
-    assert found["busiest"] <= RATE
+    assert found["too_fast"] == 0
