@@ -31,6 +31,7 @@ EVENTS: Mapping[str, tuple[str, ...]] = {
     "schema.migrated": ("step",),
     "schema.refused": ("reason",),  # outside the range this version knows
     "lease.taken": ("group", "epoch"),
+    "lease.given": ("group", "epoch"),  # back: it is another daemon's share, or we are stopping
     "lease.lost": ("group", "epoch"),
     "leases.kept": ("reason",),  # could not be given back on the way out: they run out by themselves
     "signal.heard": ("kind", "message_id", "what"),

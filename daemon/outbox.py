@@ -91,6 +91,7 @@ class Outbox:
         self._rewound: dict[tuple[str, int], datetime] = {}  # while a claim was under way
         self._dry: set[tuple[str, int]] = set()  # lanes and levels that brought nothing when last asked
         self._full = False  # whether the last look ended because hands were full: then whoever frees them wakes it
+        self._asking: frozenset[str] = frozenset()  # groups of the claim under way
         self._wake = asyncio.Event()
 
     @property
@@ -103,8 +104,8 @@ class Outbox:
         return Counter(held.level for held in self._held.values())
 
     def holds(self, grp: str) -> bool:
-        """Whether anything of *grp* is in hand."""
-        return any(held.group == grp for held in self._held.values())
+        """Whether anything of *grp* is in hand, or may be on its way into it."""
+        return grp in self._asking or any(held.group == grp for held in self._held.values())
 
     def wake(self) -> None:
         """There may be work: look now."""
@@ -156,11 +157,15 @@ class Outbox:
         marks = [self._mark(wish) for wish in wishes]
         fences = self.fences()
         self._rewound.clear()
-        rows = await self._line.fetch(
-            "claim", self._owner,
-            [wish.grp for wish in wishes], [wish.lane for wish in wishes], [wish.level for wish in wishes],
-            [wish.room for wish in wishes], marks, self._beyond(wishes, marks), list(fences), list(fences.values()),
-        )  # fmt: skip
+        self._asking = frozenset(wish.grp for wish in wishes)
+        try:
+            rows = await self._line.fetch(
+                "claim", self._owner,
+                [wish.grp for wish in wishes], [wish.lane for wish in wishes], [wish.level for wish in wishes],
+                [wish.room for wish in wishes], marks, self._beyond(wishes, marks), list(fences), list(fences.values()),
+            )  # fmt: skip
+        finally:
+            self._asking = frozenset()
         tick = self._tick()
         messages = []
         for row in rows:

@@ -74,11 +74,23 @@ SELECT o.service, u.status, count(*) AS messages
 
 # Daemons seen lately, and the groups each holds.
 INSTANCES = """
-SELECT i.id, i.host, i.pid, i.version, i.started_at, i.seen_at, i.services,
+SELECT i.id, i.host, i.pid, i.version, i.started_at, i.seen_at, i.config_hash, i.serving, i.services,
        coalesce(array_agg(l.grp ORDER BY l.grp) FILTER (WHERE l.until > now()), '{}') AS holds
   FROM outrider.instance i LEFT JOIN outrider.lease l ON l.owner = i.id
  WHERE i.seen_at > now() - interval '10 minutes'
  GROUP BY i.id ORDER BY i.host, i.pid
+"""
+
+# Who speaks for which group of senders, under which epoch, since when, for how long yet. Those nobody holds too, if a
+# daemon seen lately has them in its settings.
+GROUPS = """
+SELECT l.grp, CASE WHEN l.until > clock_timestamp() THEN l.owner END AS owner, i.host, i.pid, l.epoch, l.taken_at,
+       greatest(extract(epoch FROM l.until - clock_timestamp()), 0)::float8 AS left_s, l.senders
+  FROM outrider.lease l LEFT JOIN outrider.instance i ON i.id = l.owner AND l.until > clock_timestamp()
+ WHERE l.until > clock_timestamp()
+    OR EXISTS (SELECT FROM outrider.instance seen
+                WHERE l.grp = ANY (seen.groups) AND seen.seen_at > now() - interval '10 minutes')
+ ORDER BY l.grp
 """
 
 # Our clock against the database's.

@@ -448,8 +448,9 @@ async def test_no_write_starts_that_could_end_after_the_lease(house: House) -> N
 async def test_a_lease_is_long_enough_for_the_slowest_exchange(house: House, connection: Connection) -> None:
     async with house() as made:
         made.leases.__init__(  # type: ignore[misc]  # as with timeout_s = 120
-            made.chores, owner=made.owner, groups=made._groups, reconcile=made.recovery.reconcile,
-            tick=made._clock.tick, exchange_s=120.0, in_hand=made.outbox.holds,
+            made.chores, owner=made.owner, groups=made._groups, digest=made._digest, journal=made.journal,
+            reconcile=made.recovery.reconcile, tick=made._clock.tick, exchange_s=120.0, in_hand=made.outbox.holds,
+            release=made.lanes.release,
         )  # fmt: skip
         await made.leases._take()
         assert made.leases.may_write(US)
@@ -508,7 +509,7 @@ async def test_the_dispatch_log_tells_what_a_dead_daemon_had_in_hand(house: Hous
         await crash(made, taken)
     async with house(owner=owner) as again:
         await again.leases._take()
-        assert again.recovery.counts == {"free": 1, "answered": 2, "doubt": 1}
+        assert again.recovery.counts == {"free": 1, "answered": 2, "doubt": 1, "dead": 0}
         assert await states(connection) == {"queued": 1, "unknown": 1, "accepted": 1, "failed": 1}
         assert await connection.fetchval("SELECT reference FROM outrider.outcome WHERE id = $1", taken[2].id) == "SM7"
         assert [one.id for one in await claimed(again)] == [taken[0].id]
@@ -547,7 +548,7 @@ async def test_a_row_in_two_open_claims_is_judged_once(house: House, connection:
         made.journal.answered(one.id, one.attempt, said.json())
     async with house(owner=owner) as again:
         await again.leases._take()
-        assert again.recovery.counts == {"free": 0, "answered": 1, "doubt": 0}
+        assert again.recovery.counts == {"free": 0, "answered": 1, "doubt": 0, "dead": 0}
     assert await states(connection) == {"accepted": 1}
 
 
@@ -561,7 +562,7 @@ async def test_a_crash_and_changed_settings_leave_no_group_unjudged(house: House
     renamed = settings({"default": [US, OTHER], "also": [OTHER, "+15550100000"]})
     async with house(owner=owner, configured=renamed) as again:
         await again.leases._take()
-        assert again.recovery.counts == {"free": 1, "answered": 2, "doubt": 1}
+        assert again.recovery.counts == {"free": 1, "answered": 2, "doubt": 1, "dead": 0}
         assert await connection.fetchval("SELECT count(*) FROM outrider.claim") == 0
         await again.leases._leave()
         assert set(again.leases.held) == {"+15550100000"}

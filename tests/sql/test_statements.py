@@ -93,7 +93,7 @@ async def test_a_group_held_by_another_is_not_to_be_had(actor: Actor, enter: Ent
     assert await actor.lease(), "whoever holds it may take it anew"
     await actor.run("lease_drop", *actor.fence)
     assert await other.lease()
-    assert await actor.run("lease_renew", *actor.fence, 25.0) == []
+    assert await actor.run("lease_renew", *actor.fence, 25.0, 8.0) == []
 
 
 async def test_the_claim_record_names_exactly_what_was_taken(connection: Connection, actor: Actor) -> None:
