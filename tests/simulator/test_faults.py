@@ -339,3 +339,26 @@ def test_reading_a_missing_file_is_a_mistake_in_words(tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
     with pytest.raises(FaultsError):
         read_faults(tmp_path / "folder")
+
+
+async def test_what_was_on_the_wire_at_a_moment(client: Client, simulator: Simulator) -> None:
+    simulator.faults = parse_faults({"latency": {"kind": "fixed", "ms": 150}, "receipts": {"enabled": False}})
+    asked = asyncio.create_task(client.create(StatusCallback="http://127.0.0.1:9/callbacks/x/first"))
+    await until(lambda: simulator.ledger.accepted == 1)
+    before = time.monotonic()
+    assert simulator.unheard(before) == {"first"}
+    await asked
+    assert simulator.unheard(before) == {"first"}, "its answer is younger"
+    assert simulator.unheard(time.monotonic()) == set()
+    await client.create(StatusCallback="http://127.0.0.1:9/callbacks/x/second")
+    assert simulator.unheard(before) == {"second"}, "who asks again on a connection has heard"
+
+
+async def test_who_hung_up_has_waited_until_then(client: Client, simulator: Simulator) -> None:
+    simulator.faults = parse_faults({"latency": {"kind": "fixed", "ms": 60_000}, "receipts": {"enabled": False}})
+    asked = asyncio.create_task(client.create(StatusCallback="http://127.0.0.1:9/callbacks/x/only"))
+    await until(lambda: simulator.ledger.accepted == 1)
+    before = time.monotonic()
+    asked.cancel()
+    await until(lambda: simulator.unheard(time.monotonic()) == set())
+    assert simulator.unheard(before) == {"only"}
