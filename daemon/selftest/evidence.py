@@ -4,16 +4,20 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from daemon.core.token import unseal
 from daemon.selftest.stage import CONNECTIONS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+    from pathlib import Path
     from uuid import UUID
 
-    from daemon.selftest.stage import Kill, Stage
+    import asyncpg
+
+    from daemon.selftest.stage import Kill
+    from daemon.simulator import Simulator
 
 KEY = "SELECT token_key FROM outrider.home"
 ASKED = "SELECT o.id, u.status, u.reason FROM outrider.outbox o LEFT JOIN outrider.outcome u ON u.id = o.id"
@@ -29,6 +33,25 @@ SELECT d.id, d.attempt, extract(epoch FROM d.at)::float8 AS at, d.reason, e.reas
  WHERE d.kind = 'exchange' AND d.outcome IN ('uncertain', 'lost')
 """
 STUMBLED = ("courier.stumbled", "library.spoke")  # events of the daemon's log that tell of a fault of its own
+
+
+class Scene(Protocol):
+    """What is asked: the tables, the ledger, the log of the daemon."""
+
+    @property
+    def connection(self) -> asyncpg.Connection[asyncpg.Record]:
+        """To the database of the daemon."""
+        ...
+
+    @property
+    def simulator(self) -> Simulator:
+        """The provider."""
+        ...
+
+    @property
+    def folder(self) -> Path:
+        """Where ``daemon.log`` is."""
+        ...
 
 
 class Sent(NamedTuple):
@@ -69,12 +92,12 @@ class Evidence:
 
 
 async def gather(
-    stage: Stage, kills: Sequence[Kill], *, back_s: Sequence[float], settled: bool, exit_code: int
+    scene: Scene, kills: Sequence[Kill], *, back_s: Sequence[float], settled: bool, exit_code: int
 ) -> Evidence:
     """Read both sides. The daemon has ended."""
-    connection = stage.connection
+    connection = scene.connection
     key = await connection.fetchval(KEY)
-    named = [unseal(key, entry.token) for entry in stage.simulator.ledger.entries]
+    named = [unseal(key, entry.token) for entry in scene.simulator.ledger.entries]
     return Evidence(
         asked={row["id"]: (row["status"], row["reason"]) for row in await connection.fetch(ASKED)},
         sent=[Sent(*owner) for owner in named if owner],
@@ -86,11 +109,11 @@ async def gather(
         back_s=back_s,
         connections=CONNECTIONS,
         settled=settled,
-        stumbled=_stumbled(stage),
+        stumbled=_stumbled(scene),
         exit_code=exit_code,
     )
 
 
-def _stumbled(stage: Stage) -> Mapping[str, int]:
-    with (stage.folder / "daemon.log").open(encoding="utf-8", errors="replace") as log:
+def _stumbled(scene: Scene) -> Mapping[str, int]:
+    with (scene.folder / "daemon.log").open(encoding="utf-8", errors="replace") as log:
         return Counter(event for line in log for event in STUMBLED if event in line)

@@ -16,7 +16,6 @@ from daemon.cli.render import WIDE, table
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from daemon.selftest.stage import Kill
     from daemon.selftest.verdict import Report
 
 
@@ -36,11 +35,11 @@ class Progress:
         """The provider has accepted so many."""
         self._bars.update(self._sent, completed=requests)
 
-    def killed(self, number: int, kill: Kill, doubts: int) -> None:
+    def killed(self, number: int, on_the_wire: int, doubts: int, *, sending: bool) -> None:
         """What kill *number* hit, and what came of it."""
-        when = "" if kill.sending else "   while it was starting"
+        when = "" if sending else "   while it was starting"
         self._bars.console.print(
-            f"kill {number:>3} of {self._kills}   on the wire {len(kill.unheard):>3}   in doubt {doubts:>3}{when}"
+            f"kill {number:>3} of {self._kills}   on the wire {on_the_wire:>3}   in doubt {doubts:>3}{when}"
         )
 
     def settling(self, requests: int, waiting: int) -> None:

@@ -11,6 +11,7 @@ import asyncio
 import time
 from typing import TYPE_CHECKING
 
+from daemon.core.token import seal
 from daemon.selftest.stage import SERVICES
 
 if TYPE_CHECKING:
@@ -33,9 +34,10 @@ SELECT '+1202' || 5550000 + n * 7919 % 10000, ($3::text[])[1 + n % 3], ($4::text
   FROM generate_series($1::integer, $2::integer) AS n
 """
 DOUBTS = """
-SELECT count(*) FROM outrider.attempt
+SELECT id, attempt FROM outrider.attempt
  WHERE kind = 'exchange' AND reason LIKE 'the daemon died%' AND at > to_timestamp($1) AND at <= to_timestamp($2)
 """
+KEY = "SELECT token_key FROM outrider.home"
 WAITING = "SELECT count(*) FROM outrider.queue"
 
 
@@ -51,6 +53,7 @@ class Storm:
         self._progress = progress
         self._inserted = 0
         self._told = 0  # kills whose doubts have been told
+        self._arrived: set[str] = set()  # tokens the provider has accepted
 
     async def rage(self) -> list[Kill]:
         """Insert, start and kill, as often as asked for; the deaths."""
@@ -107,8 +110,13 @@ class Storm:
 
     async def _tell(self, deaths: list[Kill]) -> None:
         """A line for each kill whose doubts are written by now."""
+        connection, ledger = self._stage.connection, self._stage.simulator.ledger
+        key = await connection.fetchval(KEY)
+        self._arrived.update(entry.token for entry in ledger.since(len(self._arrived)))
         for number in range(self._told, len(deaths)):
-            since = deaths[number - 1].at if number else 0.0
-            doubts = await self._stage.connection.fetchval(DOUBTS, since, deaths[number].at)
-            self._progress.killed(number + 1, deaths[number], doubts)
+            kill, since = deaths[number], deaths[number - 1].at if number else 0.0
+            doubts = {seal(key, row["id"], row["attempt"]) for row in await connection.fetch(DOUBTS, since, kill.at)}
+            # What the provider saw, and what had a connection in hand and never reached it.
+            on_the_wire = len(kill.unheard | (doubts - self._arrived))
+            self._progress.killed(number + 1, on_the_wire, len(doubts), sending=kill.sending)
         self._told = len(deaths)

@@ -190,7 +190,7 @@ def _by_kill(seen: Evidence) -> list[list[Doubt]]:
     """The doubts each kill has raised: those of what was sent since the kill before."""
     doubts: list[list[Doubt]] = [[] for _ in seen.kills]
     for one in seen.doubts:
-        if one.reason.startswith(DIED):
+        if seen.kills and one.reason.startswith(DIED):
             number = next((k for k, kill in enumerate(seen.kills) if one.at <= kill.at), len(seen.kills) - 1)
             doubts[number].append(one)
     return doubts

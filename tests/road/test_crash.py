@@ -27,6 +27,7 @@ def hold(report: Report, *, busy: float) -> None:
     assert report.lost == report.unexplained == 0
     assert report.duplicates == 0  # receipts and queries tell the truth here, so nothing had to be guessed
     assert report.busy_kills >= busy * len(report.deaths)
+    assert all(death.ambiguous <= death.on_the_wire for death in report.deaths)
     assert report.ambiguous > len(report.deaths)
     assert report.resolved_by["receipt"] > 0
     assert report.resolved_by["query"] > 0
