@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 FLUSHED_S = 0.001  # until the loop has handed to the kernel what was written
+HELD_S = 0.05  # time enough for whoever would answer without waiting
 AT_IT_S = 0.002  # how long Postgres is left alone with a statement whose answer nobody will read
 
 
@@ -34,7 +35,7 @@ class Point(NamedTuple):
 
     owner: type
     method: str
-    when: str  # before, after, flushed (after, once the bytes are out), asked (sent to Postgres, not answered)
+    when: str  # before, after, flushed (once the bytes are out), asked (Postgres is at it), held (a while before)
     statement: str = ""  # what a line is asked: its name, or how the query begins
 
     def here(self, arguments: tuple[object, ...], result: object) -> bool:
@@ -52,7 +53,7 @@ POINTS = {
     "C7": Point(Journal, "answered", "after"),  # the verdict is in the dispatch log
     "C8": Point(Line, "fetch", "asked", "settle"),  # the verdict's COMMIT is sent, not acknowledged
     "C8b": Point(Line, "fetch", "after", "settle"),  # and acknowledged, but not noted
-    "C9": Point(Line, "fetch", "before", "receive"),  # a receipt is read, not committed
+    "C9": Point(Line, "fetch", "held", "receive"),  # a receipt is read, not committed
     "C10": Point(Line, "fetch", "after", "receive"),  # committed, not answered
     "C12": Point(asyncpg.Connection, "fetch", "after", "SELECT id, outrider.replay"),  # a replay of many, half done
     "R": Point(Line, "ask", "before", "DELETE FROM outrider.claim"),  # what a death left open is judged, not closed
@@ -97,6 +98,9 @@ class Bomb:
         async def method(part: object, *arguments: Any, **options: Any) -> Any:
             point = self.point
             if point.when == "before" and point.here(arguments, None) and self.hit():
+                die()
+            if point.when == "held" and point.here(arguments, None) and self.hit():
+                await asyncio.sleep(HELD_S)
                 die()
             if point.when == "asked" and point.here(arguments, None) and self.hit():
                 asyncio.get_running_loop().call_later(AT_IT_S, die)
