@@ -10,7 +10,7 @@ from daemon.core.token import unseal
 from daemon.selftest.stage import CONNECTIONS
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
     from pathlib import Path
     from uuid import UUID
 
@@ -83,7 +83,8 @@ class Evidence:
     doubts: Sequence[Doubt]
     resent: frozenset[tuple[UUID, int]]  # attempts after which it was decided to send again
     kills: Sequence[Kill]
-    unheard: Sequence[frozenset[Sent]]  # for each kill: what was on the wire
+    unheard: Sequence[frozenset[Sent]]  # for each kill: what was on the wire,
+    unsure: Sequence[frozenset[Sent]]  # and what may have been
     back_s: Sequence[float]  # from each start of the daemon to its first request
     connections: int
     settled: bool
@@ -105,13 +106,18 @@ async def gather(
         doubts=[Doubt(**dict(row)) for row in await connection.fetch(DOUBTS)],
         resent=frozenset((row["id"], row["attempt"]) for row in await connection.fetch(RESENT)),
         kills=kills,
-        unheard=[frozenset(Sent(*owner) for token in kill.unheard if (owner := unseal(key, token))) for kill in kills],
+        unheard=[_named(key, kill.unheard) for kill in kills],
+        unsure=[_named(key, kill.unsure) for kill in kills],
         back_s=back_s,
         connections=CONNECTIONS,
         settled=settled,
         stumbled=_stumbled(scene),
         exit_code=exit_code,
     )
+
+
+def _named(key: bytes, tokens: Iterable[str]) -> frozenset[Sent]:
+    return frozenset(Sent(*owner) for token in tokens if (owner := unseal(key, token)))
 
 
 def _stumbled(scene: Scene) -> Mapping[str, int]:

@@ -26,7 +26,7 @@ START_S = 1.2  # within which that one comes
 AFTER_S = 0.1  # up to so long after the request that was waited for
 LOOK_S = 0.002
 UNSENT_S = 10.0  # a portion that is not sent for so long is not waited for
-PATIENCE_S = 180.0  # from the last kill to the last verdict
+PATIENCE_S = 120.0  # so long after the last kill nothing need change, while doubts wait for their evidence
 
 INSERT = """
 INSERT INTO outrider.outbox (recipient, service, intent, body)
@@ -76,11 +76,13 @@ class Storm:
         return deaths
 
     async def settle(self) -> bool:
-        """Wait until every message has ended or been accepted. False when that takes too long."""
-        deadline = time.monotonic() + PATIENCE_S
+        """Wait until every message has ended or been accepted. False when nothing moves any more."""
+        least, moved = self._messages + 1, time.monotonic()
         while waiting := await self._stage.connection.fetchval(WAITING):
             self._stage.check_alive()
-            if time.monotonic() > deadline:
+            if waiting < least:
+                least, moved = waiting, time.monotonic()
+            elif time.monotonic() > moved + PATIENCE_S:
                 return False
             self._progress.settling(self._stage.simulator.ledger.accepted, waiting)
             await asyncio.sleep(0.2)
@@ -117,6 +119,6 @@ class Storm:
             kill, since = deaths[number], deaths[number - 1].at if number else 0.0
             doubts = {seal(key, row["id"], row["attempt"]) for row in await connection.fetch(DOUBTS, since, kill.at)}
             # What the provider saw, and what had a connection in hand and never reached it.
-            on_the_wire = len(kill.unheard | (doubts - self._arrived))
-            self._progress.killed(number + 1, on_the_wire, len(doubts), sending=kill.sending)
+            on_the_wire = kill.unheard | (doubts & kill.unsure) | (doubts - self._arrived)
+            self._progress.killed(number + 1, len(on_the_wire), len(doubts), sending=kill.sending)
         self._told = len(deaths)

@@ -9,12 +9,13 @@ from statistics import median
 from typing import TYPE_CHECKING
 
 from daemon.core.lifecycle import Status
+from daemon.selftest.evidence import Sent
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
     from uuid import UUID
 
-    from daemon.selftest.evidence import Doubt, Evidence, Sent
+    from daemon.selftest.evidence import Doubt, Evidence
 
 # Not sent, and told why. delivered and the like must stand in the ledger.
 UNSENT = frozenset({Status.FAILED, Status.EXPIRED, Status.DEAD, Status.SUPPRESSED, Status.CANCELED})
@@ -124,17 +125,7 @@ def judge(seen: Evidence, *, seed: int, seconds: float) -> Report:
     lost = [id for id in seen.asked if id not in attempts and id not in unsent]
     doubled = [id for id, numbers in attempts.items() if len(numbers) > 1]
     unexplained = [id for id in doubled if not _explained(id, attempts[id], seen)]
-    of_kill = _by_kill(seen)
-    arrived = set(seen.sent)
-    deaths = [
-        Death(
-            # What the provider saw, and what had a connection in hand and never reached it.
-            on_the_wire=len(wire | {(one.id, one.attempt) for one in doubts if (one.id, one.attempt) not in arrived}),
-            ambiguous=len(doubts),
-            sending=kill.sending,
-        )
-        for kill, wire, doubts in zip(seen.kills, seen.unheard, of_kill, strict=True)
-    ]
+    deaths, unfounded = _deaths(seen)
     ways = Counter(_way(one) for one in seen.doubts)
     return Report(
         messages=len(seen.asked),
@@ -147,19 +138,24 @@ def judge(seen: Evidence, *, seed: int, seconds: float) -> Report:
         resolved_by={way: ways[way] for way in WAYS},
         deaths=deaths,
         back_s=seen.back_s,
-        checks=list(_checks(seen, lost, unexplained, _unfounded(seen, of_kill, arrived))),
+        checks=list(_checks(seen, deaths, lost=lost, unexplained=unexplained, unfounded=unfounded)),
         seed=seed,
         seconds=seconds,
     )
 
 
 def _checks(
-    seen: Evidence, lost: Sequence[UUID], unexplained: Sequence[UUID], unfounded: Sequence[UUID]
+    seen: Evidence,
+    deaths: Sequence[Death],
+    *,
+    lost: Sequence[UUID],
+    unexplained: Sequence[UUID],
+    unfounded: Sequence[UUID],
 ) -> Iterable[Check]:
     yield _check("every message was sent, or says why not", lost, "lost")
     yield _check("every duplicate is explained by a resend in attempt", unexplained, "unexplained")
     yield _check("only what was on the wire came in doubt", unfounded, "in doubt though their answer was heard")
-    most = max((len(doubts) for doubts in _by_kill(seen)), default=0)
+    most = max((death.ambiguous for death in deaths), default=0)
     yield Check(
         name="no kill left more doubts than connections",
         ok=most <= seen.connections,
@@ -186,24 +182,20 @@ def _explained(id: UUID, numbers: Sequence[int], seen: Evidence) -> bool:
     return all(any((id, attempt) in seen.resent for attempt in range(first, then)) for first, then in pairwise(ordered))
 
 
-def _by_kill(seen: Evidence) -> list[list[Doubt]]:
-    """The doubts each kill has raised: those of what was sent since the kill before."""
-    doubts: list[list[Doubt]] = [[] for _ in seen.kills]
+def _deaths(seen: Evidence) -> tuple[list[Death], list[UUID]]:
+    """Each kill with its doubts: those of what was sent since the kill before. And the doubts without a cause."""
+    doubts: list[set[Sent]] = [set() for _ in seen.kills]
     for one in seen.doubts:
         if seen.kills and one.reason.startswith(DIED):
             number = next((k for k, kill in enumerate(seen.kills) if one.at <= kill.at), len(seen.kills) - 1)
-            doubts[number].append(one)
-    return doubts
-
-
-def _unfounded(seen: Evidence, of_kill: Sequence[Sequence[Doubt]], arrived: set[Sent]) -> list[UUID]:
-    """Attempts in doubt that the provider had answered well before the kill."""
-    return [
-        one.id
-        for wire, doubts in zip(seen.unheard, of_kill, strict=True)
-        for one in doubts
-        if (one.id, one.attempt) in arrived and (one.id, one.attempt) not in wire
-    ]
+            doubts[number].add(Sent(one.id, one.attempt))
+    arrived, deaths, unfounded = set(seen.sent), [], []
+    for kill, unheard, unsure, mine in zip(seen.kills, seen.unheard, seen.unsure, doubts, strict=True):
+        # What the provider saw, and what had a connection in hand and never reached it.
+        wire = unheard | (mine & unsure) | (mine - arrived)
+        deaths.append(Death(on_the_wire=len(wire), ambiguous=len(mine), sending=kill.sending))
+        unfounded += [id for id, _ in mine - wire]
+    return deaths, unfounded
 
 
 def _way(one: Doubt) -> str | None:

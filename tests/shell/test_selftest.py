@@ -35,8 +35,9 @@ GOOD = Evidence(
     strangers=0,
     doubts=[DOUBT],
     resent=frozenset(),
-    kills=[Kill(at=11.0, unheard=frozenset(), sending=True)],
+    kills=[Kill(at=11.0, unheard=frozenset(), unsure=frozenset(), sending=True)],
     unheard=[frozenset({Sent(B, 1)})],
+    unsure=[frozenset({Sent(B, 1)})],
     back_s=[1.0],
     connections=2,
     settled=True,
@@ -97,11 +98,17 @@ class TestDuplicates:
 
 class TestDoubts:
     def test_one_whose_answer_was_heard_before_the_kill_is_unfounded(self) -> None:
-        seen = replace(GOOD, unheard=[frozenset()])
+        seen = replace(GOOD, unheard=[frozenset()], unsure=[frozenset()])
         assert broken(seen) == ["only what was on the wire came in doubt"]
+        assert judged(seen).on_the_wire == 0
+
+    def test_one_whose_answer_was_young_may_not_have_been_heard(self) -> None:
+        seen = replace(GOOD, unheard=[frozenset()])
+        assert broken(seen) == []
+        assert judged(seen).on_the_wire == 1
 
     def test_one_that_never_reached_the_provider_was_on_its_way(self) -> None:
-        seen = replace(GOOD, sent=[Sent(A, 1), Sent(B, 2)], unheard=[frozenset()])
+        seen = replace(GOOD, sent=[Sent(A, 1), Sent(B, 2)], unheard=[frozenset()], unsure=[frozenset()])
         assert broken(seen) == []
         assert judged(seen).on_the_wire == 1
 
@@ -109,10 +116,12 @@ class TestDoubts:
         assert broken(replace(GOOD, connections=0)) == ["no kill left more doubts than connections"]
 
     def test_each_belongs_to_the_first_kill_after_its_request(self) -> None:
-        kills = [Kill(at=at, unheard=frozenset(), sending=True) for at in (9.0, 10.5, 12.0)]
-        seen = replace(GOOD, kills=kills, unheard=[frozenset(), frozenset({Sent(B, 1)}), frozenset()])
+        kills = [Kill(at=at, unheard=frozenset(), unsure=frozenset(), sending=True) for at in (9.0, 10.5, 12.0)]
+        wire = [frozenset(), frozenset({Sent(B, 1)}), frozenset[Sent]()]
+        seen = replace(GOOD, kills=kills, unheard=wire, unsure=wire)
         assert [death.ambiguous for death in judged(seen).deaths] == [0, 1, 0]
-        assert broken(replace(seen, unheard=[frozenset({Sent(B, 1)}), frozenset(), frozenset()]))
+        elsewhere = [wire[1], wire[0], wire[2]]
+        assert broken(replace(seen, unheard=elsewhere, unsure=elsewhere))
 
     def test_one_without_an_end_is_seen(self) -> None:
         seen = replace(GOOD, doubts=[DOUBT._replace(evidence=None, has_receipt=False)])
