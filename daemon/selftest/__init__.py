@@ -64,7 +64,7 @@ async def crash(plan: Plan, progress: paint.Progress) -> Report:
     async with Stage.up(dsn=plan.dsn, keep=plan.keep, seed=plan.seed, say=progress.say) as stage:
         storm = Storm(stage, kills=plan.kills, messages=plan.messages, dice=Random(plan.seed), progress=progress)
         kills = await storm.rage()
-        settled = await storm.settle()
+        await storm.settle()
         exit_code = await stage.stop_daemon()
-        seen = await evidence.gather(stage, kills, back_s=storm.back_s, settled=settled, exit_code=exit_code)
+        seen = await evidence.gather(stage, kills, back_s=storm.back_s, exit_code=exit_code)
     return verdict.judge(seen, seed=plan.seed, seconds=asyncio.get_running_loop().time() - began)

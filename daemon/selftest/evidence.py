@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 KEY = "SELECT token_key FROM outrider.home"
 ASKED = "SELECT o.id, u.status, u.reason FROM outrider.outbox o LEFT JOIN outrider.outcome u ON u.id = o.id"
+WAITING = "SELECT id FROM outrider.queue"
 RESENT = "SELECT id, attempt FROM outrider.attempt WHERE kind = 'decision' AND outcome = 'resend'"
 
 # Each doubt and what was written down of its end. A receipt that came before the doubt did ends it without a word.
@@ -78,6 +79,7 @@ class Evidence:
     """Everything the judgement needs."""
 
     asked: Mapping[UUID, tuple[str | None, str | None]]  # status and reason of each message
+    waiting: frozenset[UUID]  # messages still in the queue
     sent: Sequence[Sent]
     strangers: int  # lines of the ledger that name no message of ours
     doubts: Sequence[Doubt]
@@ -87,20 +89,18 @@ class Evidence:
     unsure: Sequence[frozenset[Sent]]  # and what may have been
     back_s: Sequence[float]  # from each start of the daemon to its first request
     connections: int
-    settled: bool
     stumbled: Mapping[str, int]
     exit_code: int
 
 
-async def gather(
-    scene: Scene, kills: Sequence[Kill], *, back_s: Sequence[float], settled: bool, exit_code: int
-) -> Evidence:
+async def gather(scene: Scene, kills: Sequence[Kill], *, back_s: Sequence[float], exit_code: int) -> Evidence:
     """Read both sides. The daemon has ended."""
     connection = scene.connection
     key = await connection.fetchval(KEY)
     named = [unseal(key, entry.token) for entry in scene.simulator.ledger.entries]
     return Evidence(
         asked={row["id"]: (row["status"], row["reason"]) for row in await connection.fetch(ASKED)},
+        waiting=frozenset(row["id"] for row in await connection.fetch(WAITING)),
         sent=[Sent(*owner) for owner in named if owner],
         strangers=named.count(None),
         doubts=[Doubt(**dict(row)) for row in await connection.fetch(DOUBTS)],
@@ -110,7 +110,6 @@ async def gather(
         unsure=[_named(key, kill.unsure) for kill in kills],
         back_s=back_s,
         connections=CONNECTIONS,
-        settled=settled,
         stumbled=_stumbled(scene),
         exit_code=exit_code,
     )

@@ -75,18 +75,17 @@ class Storm:
         await self._tell(deaths)
         return deaths
 
-    async def settle(self) -> bool:
-        """Wait until every message has ended or been accepted. False when nothing moves any more."""
+    async def settle(self) -> None:
+        """Wait until every message has ended or been accepted, or until nothing moves any more."""
         least, moved = self._messages + 1, time.monotonic()
         while waiting := await self._stage.connection.fetchval(WAITING):
             self._stage.check_alive()
             if waiting < least:
                 least, moved = waiting, time.monotonic()
             elif time.monotonic() > moved + PATIENCE_S:
-                return False
+                return
             self._progress.settling(self._stage.simulator.ledger.accepted, waiting)
             await asyncio.sleep(0.2)
-        return True
 
     async def _insert(self, upto: int) -> int:
         """Rows so that *upto* are there in all; how many were new."""

@@ -122,7 +122,7 @@ def judge(seen: Evidence, *, seed: int, seconds: float) -> Report:
     unsent = {
         id: reason or status for id, (status, reason) in seen.asked.items() if status in UNSENT and id not in attempts
     }
-    lost = [id for id in seen.asked if id not in attempts and id not in unsent]
+    lost = [id for id in seen.asked if id not in attempts and id not in unsent and id not in seen.waiting]
     doubled = [id for id, numbers in attempts.items() if len(numbers) > 1]
     unexplained = [id for id in doubled if not _explained(id, attempts[id], seen)]
     deaths, unfounded = _deaths(seen)
@@ -162,7 +162,7 @@ def _checks(
         detail=f"at most {most} of {seen.connections}",
     )
     yield _check("every doubt has ended", [one.id for one in seen.doubts if _way(one) is None], "open")
-    yield Check(name="everything was settled", ok=seen.settled, detail="" if seen.settled else "the queue is not empty")
+    yield _check("everything was settled", list(seen.waiting), "still in the queue")
     faults = ", ".join(f"{count} x {event}" for event, count in seen.stumbled.items())
     yield Check(name="the daemon had no fault of its own", ok=not faults, detail=faults)
     yield Check(

@@ -51,9 +51,7 @@ async def survives(road: Stage, *, until: str) -> Report:
     await road.until(until)
     await road.quiet()
     code = await road.stop()
-    report = verdict.judge(
-        await evidence.gather(road, [], back_s=[], settled=True, exit_code=code), seed=0, seconds=0.0
-    )
+    report = verdict.judge(await evidence.gather(road, [], back_s=[], exit_code=code), seed=0, seconds=0.0)
     assert report.ok, report.document()
     assert report.duplicates == 0
     return report
@@ -110,7 +108,7 @@ async def test_a_death_between_a_decision_and_its_story(stage: SetUp) -> None:
     await road.start()
     await road.quiet()
     assert await road.stop() == 0
-    seen = await evidence.gather(road, [], back_s=[], settled=True, exit_code=0)
+    seen = await evidence.gather(road, [], back_s=[], exit_code=0)
     report = verdict.judge(seen, seed=0, seconds=0.0)
     assert report.ok, report.document()
     assert (report.duplicates, report.unexplained) == (1, 0)

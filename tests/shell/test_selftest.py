@@ -31,6 +31,7 @@ RESENT = DOUBT._replace(evidence=None, decision="in doubt for too long: sent aga
 # Three messages; B was on the wire when the daemon was killed at 11.
 GOOD = Evidence(
     asked={A: ("delivered", None), B: ("delivered", None), C: ("dead", "in doubt for too long: dropped")},
+    waiting=frozenset(),
     sent=[Sent(A, 1), Sent(B, 1)],
     strangers=0,
     doubts=[DOUBT],
@@ -40,7 +41,6 @@ GOOD = Evidence(
     unsure=[frozenset({Sent(B, 1)})],
     back_s=[1.0],
     connections=2,
-    settled=True,
     stumbled={},
     exit_code=0,
 )
@@ -75,6 +75,12 @@ def test_a_storm_that_kept_every_promise() -> None:
 def test_what_the_ledger_does_not_know_and_no_reason_explains_is_lost(status: str | None) -> None:
     report = judged(replace(GOOD, asked={**GOOD.asked, C: (status, None)}))
     assert (report.lost, report.ok) == (1, False)
+
+
+def test_what_is_still_in_the_queue_is_not_lost() -> None:
+    seen = replace(GOOD, asked={**GOOD.asked, C: (None, None)}, waiting=frozenset({C}))
+    assert judged(seen).lost == 0
+    assert broken(seen) == ["everything was settled"]
 
 
 class TestDuplicates:
@@ -148,7 +154,7 @@ class TestDoubts:
 @pytest.mark.parametrize(
     ("wrong", "name"),
     [
-        (replace(GOOD, settled=False), "everything was settled"),
+        (replace(GOOD, waiting=frozenset({A})), "everything was settled"),
         (replace(GOOD, stumbled={"courier.stumbled": 1}), "the daemon had no fault of its own"),
         (replace(GOOD, strangers=1), "the provider was told nothing strange"),
         (replace(GOOD, exit_code=1), "the last daemon ended cleanly"),
