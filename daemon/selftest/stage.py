@@ -60,8 +60,8 @@ FAULTS = {
 
 READY_S = 30.0
 ARRIVE_S = 0.02  # the provider needs a moment to read what the daemon had written
-# An answer younger than HEARD_S counts as on the wire: the daemon needs a moment to read it and take note. On a busy
-# machine that may take longer, so one younger than NOTED_S may be in doubt, and counts if it is.
+# An answer that was never read was on the wire, and one younger than HEARD_S counts as such: the daemon needs a moment
+# to take note of it. On a busy machine that may take longer: one younger than NOTED_S counts if it came in doubt.
 HEARD_S, NOTED_S = 0.05, 1.0
 DSN_VARIABLE = "OUTRIDER_SELFTEST_DSN"  # an address may hold a password: it stands in no file
 HAS_SCHEMA = "SELECT EXISTS (SELECT FROM pg_catalog.pg_namespace WHERE nspname = 'outrider')"
@@ -140,7 +140,9 @@ class Stage:
         unheard, unsure = (frozenset(self.simulator.unheard(now - age)) for age in (HEARD_S, NOTED_S))
         self._daemon.kill()
         await self._daemon.wait()
-        return Kill(at, unheard, unsure, sending)
+        await asyncio.sleep(ARRIVE_S)
+        unread = self.simulator.cut_off(now)
+        return Kill(at, unheard | unread, unsure | unread, sending)
 
     async def stop_daemon(self) -> int:
         """Ask the daemon to end, and return its exit code."""

@@ -93,6 +93,10 @@ class Simulator:
             talk.token for talk in self._party if talk.token and (talk.answered_at is None or talk.answered_at >= since)
         }
 
+    def cut_off(self, since: float) -> set[str]:
+        """Tokens of the creates whose answer was still unread when the client died, at *since* (monotonic) or later."""
+        return {talk.token for talk in self._party if talk.token and (talk.cut_off_at or 0.0) >= since}
+
     async def __aenter__(self) -> Self:
         if self.settings.faults is not None:
             self._stamp = self._look()

@@ -102,6 +102,7 @@ class Conversation(asyncio.Protocol):
     def __init__(self, serve: Callable[[Request, Conversation], None], party: set[Conversation]) -> None:
         self.token = ""  # of the create in hand, or of the one last answered
         self.answered_at: float | None = None  # when it was answered, or nobody waited any more; monotonic
+        self.cut_off_at: float | None = None  # when it ended with an answer that was never read; monotonic
         self._serve = serve
         self._party = party  # all conversations open a moment ago; we enter and leave it ourselves
         self._inbox = b""
@@ -117,6 +118,8 @@ class Conversation(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._answered()
+        if isinstance(exc, ConnectionResetError):  # the kernel's word for unread bytes
+            self.cut_off_at = time.monotonic()
         asyncio.get_running_loop().call_later(LINGER_S, self._party.discard, self)
         self._room.set()
 
