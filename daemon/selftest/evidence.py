@@ -26,7 +26,8 @@ RESENT = "SELECT id, attempt FROM outrider.attempt WHERE kind = 'decision' AND o
 
 # Each doubt and what was written down of its end. A receipt that came before the doubt did ends it without a word.
 DOUBTS = """
-SELECT d.id, d.attempt, extract(epoch FROM d.at)::float8 AS at, d.reason, e.reason AS evidence, c.reason AS decision,
+SELECT d.id, d.attempt, extract(epoch FROM d.at)::float8 AS at, d.outcome, d.reason,
+       e.reason AS evidence, c.reason AS decision,
        EXISTS (SELECT FROM outrider.receipt r WHERE r.id = d.id AND r.attempt = d.attempt) AS has_receipt
   FROM outrider.attempt d
   LEFT JOIN outrider.attempt e ON e.id = d.id AND e.attempt = d.attempt AND e.kind = 'evidence'
@@ -68,6 +69,7 @@ class Doubt(NamedTuple):
     id: UUID
     attempt: int
     at: float  # wall clock: when it was sent
+    outcome: str  # uncertain; lost, where no dispatch log could tell whether it was sent at all
     reason: str
     evidence: str | None
     decision: str | None

@@ -39,7 +39,6 @@ class Death:
 
     on_the_wire: int
     ambiguous: int
-    sending: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -153,6 +152,8 @@ def _checks(
     unfounded: Sequence[UUID],
 ) -> Iterable[Check]:
     yield _check("every message was sent, or says why not", lost, "lost")
+    vanished = [id for id, (status, _) in seen.asked.items() if status is None and id not in seen.waiting]
+    yield _check("every message is in the books", vanished, "neither in the queue nor in outcome")
     yield _check("every duplicate is explained by a resend in attempt", unexplained, "unexplained")
     yield _check("only what was on the wire came in doubt", unfounded, "in doubt though their answer was heard")
     most = max((death.ambiguous for death in deaths), default=0)
@@ -161,6 +162,8 @@ def _checks(
         ok=most <= seen.connections,
         detail=f"at most {most} of {seen.connections}",
     )
+    untold = [one.id for one in seen.doubts if one.outcome == "lost"]
+    yield _check("the dispatch log could always tell", untold, "of which it could not")
     yield _check("every doubt has ended", [one.id for one in seen.doubts if _way(one) is None], "open")
     yield _check("everything was settled", list(seen.waiting), "still in the queue")
     faults = ", ".join(f"{count} x {event}" for event, count in seen.stumbled.items())
@@ -190,10 +193,10 @@ def _deaths(seen: Evidence) -> tuple[list[Death], list[UUID]]:
             number = next((k for k, kill in enumerate(seen.kills) if one.at <= kill.at), len(seen.kills) - 1)
             doubts[number].add(Sent(one.id, one.attempt))
     arrived, deaths, unfounded = set(seen.sent), [], []
-    for kill, unheard, unsure, mine in zip(seen.kills, seen.unheard, seen.unsure, doubts, strict=True):
+    for unheard, unsure, mine in zip(seen.unheard, seen.unsure, doubts, strict=True):
         # What the provider saw, and what had a connection in hand and never reached it.
         wire = unheard | (mine & unsure) | (mine - arrived)
-        deaths.append(Death(on_the_wire=len(wire), ambiguous=len(mine), sending=kill.sending))
+        deaths.append(Death(on_the_wire=len(wire), ambiguous=len(mine)))
         unfounded += [id for id, _ in mine - wire]
     return deaths, unfounded
 

@@ -26,7 +26,16 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parents[2]
 A, B, C = (UUID(int=number) for number in (1, 2, 3))
 DIED = "the daemon died while it was on the wire"
-DOUBT = Doubt(id=B, attempt=1, at=10.0, reason=DIED, evidence="a receipt came", decision=None, has_receipt=True)
+DOUBT = Doubt(
+    id=B,
+    attempt=1,
+    at=10.0,
+    outcome="uncertain",
+    reason=DIED,
+    evidence="a receipt came",
+    decision=None,
+    has_receipt=True,
+)
 RESENT = DOUBT._replace(evidence=None, decision="in doubt for too long: sent again", has_receipt=False)
 # Three messages; B was on the wire when the daemon was killed at 11.
 GOOD = Evidence(
@@ -156,6 +165,8 @@ class TestDoubts:
     [
         (replace(GOOD, waiting=frozenset({A})), "everything was settled"),
         (replace(GOOD, stumbled={"courier.stumbled": 1}), "the daemon had no fault of its own"),
+        (replace(GOOD, asked={**GOOD.asked, A: (None, None)}), "every message is in the books"),
+        (replace(GOOD, doubts=[DOUBT._replace(outcome="lost")]), "the dispatch log could always tell"),
         (replace(GOOD, strangers=1), "the provider was told nothing strange"),
         (replace(GOOD, exit_code=1), "the last daemon ended cleanly"),
     ],
