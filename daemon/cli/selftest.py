@@ -35,7 +35,8 @@ def crash(
     dsn: Annotated[
         str | None,
         typer.Option(
-            help="A scratch database on your server; refused if it has a schema outrider. Without it: a private one."
+            envvar="OUTRIDER_SELFTEST_DSN",  # others can read a command line, and so its password
+            help="A scratch database on your server; refused if it has a schema outrider. Without it: a private one.",
         ),
     ] = None,
     keep: Annotated[

@@ -169,14 +169,17 @@ def _checks(
     faults = ", ".join(f"{count} x {event}" for event, count in seen.stumbled.items())
     yield Check(name="the daemon had no fault of its own", ok=not faults, detail=faults)
     yield Check(
-        name="the provider was told nothing strange", ok=not seen.strangers, detail=f"{seen.strangers} foreign tokens"
+        name="the provider was told nothing strange",
+        ok=not seen.strangers,
+        detail=f"{seen.strangers} foreign tokens" if seen.strangers else "",
     )
-    yield Check(name="the last daemon ended cleanly", ok=seen.exit_code == 0, detail=f"exit code {seen.exit_code}")
+    code = f"exit code {seen.exit_code}" if seen.exit_code else ""
+    yield Check(name="the last daemon ended cleanly", ok=not code, detail=code)
 
 
 def _check(name: str, wrong: Sequence[UUID], word: str) -> Check:
-    examples = f": {', '.join(map(str, wrong[:SHOWN]))}" if wrong else ""
-    return Check(name=name, ok=not wrong, detail=f"{len(wrong)} {word}{examples}")
+    examples = ", ".join(map(str, wrong[:SHOWN]))
+    return Check(name=name, ok=not wrong, detail=f"{len(wrong)} {word}: {examples}" if wrong else "")
 
 
 def _explained(id: UUID, numbers: Sequence[int], seen: Evidence) -> bool:
