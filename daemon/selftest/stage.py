@@ -141,8 +141,9 @@ class Stage:
         self._daemon.kill()
         await self._daemon.wait()
         await asyncio.sleep(ARRIVE_S)
-        unread = self.simulator.cut_off(now)
-        return Kill(at, unheard | unread, unsure | unread, sending)
+        # A daemon that was starved may have given up connections, with answers unread, and have died before it noted so.
+        unread, given_up = self.simulator.cut_off(now), self.simulator.cut_off(now - NOTED_S)
+        return Kill(at, unheard | unread, unsure | given_up, sending)
 
     async def stop_daemon(self) -> int:
         """Ask the daemon to end, and return its exit code."""
