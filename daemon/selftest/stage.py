@@ -62,7 +62,7 @@ READY_S = 30.0
 ARRIVE_S = 0.02  # the provider needs a moment to read what the daemon had written
 # An answer that was never read was on the wire, and one younger than HEARD_S counts as such: the daemon needs a moment
 # to take note of it. On a busy machine that may take longer: one younger than NOTED_S counts if it came in doubt.
-HEARD_S, NOTED_S = 0.05, 1.0
+HEARD_S, NOTED_S = 0.05, 3.0
 DSN_VARIABLE = "OUTRIDER_SELFTEST_DSN"  # an address may hold a password: it stands in no file
 HAS_SCHEMA = "SELECT EXISTS (SELECT FROM pg_catalog.pg_namespace WHERE nspname = 'outrider')"
 
@@ -141,7 +141,7 @@ class Stage:
         self._daemon.kill()
         await self._daemon.wait()
         await asyncio.sleep(ARRIVE_S)
-        # A daemon that was starved may have given up connections, with answers unread, and have died before it noted so.
+        # A starved daemon may have given up connections, with answers unread, and have died before it noted so.
         unread, given_up = self.simulator.cut_off(now), self.simulator.cut_off(now - NOTED_S)
         return Kill(at, unheard | unread, unsure | given_up, sending)
 

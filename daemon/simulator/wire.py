@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 HEAD_MAX = 16 * 1024
 BODY_MAX = 256 * 1024
 
-LINGER_S = 2.0  # how long an ended conversation is still remembered
+LINGER_S = 5.0  # how long an ended conversation is still remembered
 
 _RESET = struct.pack("ii", 1, 0)  # SO_LINGER on, for no time: close with RST
 _REASONS = {status.value: status.phrase for status in HTTPStatus}

@@ -127,8 +127,10 @@ class TestDoubts:
         assert broken(seen) == []
         assert judged(seen).on_the_wire == 1
 
-    def test_more_than_there_are_connections(self) -> None:
-        assert broken(replace(GOOD, connections=0)) == ["no kill left more doubts than connections"]
+    def test_more_that_never_arrived_than_there_are_connections(self) -> None:
+        seen = replace(GOOD, sent=[Sent(A, 1), Sent(B, 2)], unheard=[frozenset()], unsure=[frozenset()])
+        assert broken(replace(seen, connections=1)) == []
+        assert broken(replace(seen, connections=0)) == ["what came in doubt and never arrived had a connection in hand"]
 
     def test_each_belongs_to_the_first_kill_after_its_request(self) -> None:
         kills = [Kill(at=at, unheard=frozenset(), unsure=frozenset(), sending=True) for at in (9.0, 10.5, 12.0)]
