@@ -204,7 +204,8 @@ class Janitor:
         )
 
     async def _found(self, row: Record, accepted: Accepted, how: str) -> None:
-        """It was sent: out of doubt."""
+        """It was sent: out of doubt. Told first: a kill in between must not leave the story without its end."""
+        await self._story(row, how, accepted.reference)
         moment = row["since"]
         rank = RANKS[accepted.status]
         await self._line.fetch(
@@ -212,7 +213,6 @@ class Janitor:
             [row["provider"] or self._desk.provider_of(accepted.sender or "")], [accepted.sender or row["sender"]],
             [accepted.reference], [moment],
         )  # fmt: skip
-        await self._story(row, "evidence", "accepted", how, accepted.reference)
         self._absent.pop(row["id"], None)
         self._observer.resolved("accepted")
 
@@ -226,15 +226,13 @@ class Janitor:
             RANKS.get(status, 0) if status != "ready" else 0,
             reason,
         ):
-            await self._story(row, "decision", "resend" if status == "ready" else status, reason, None)
             self._observer.resolved(status)
             self._absent.pop(row["id"], None)
             self._woken()
 
-    async def _story(self, row: Record, kind: str, outcome: str, reason: str, reference: str | None) -> None:
+    async def _story(self, row: Record, reason: str, reference: str | None) -> None:
         await self._line.ask(
             "INSERT INTO outrider.attempt (id, attempt, kind, provider, sender, segments, outcome, reason, reference)"
-            " VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9) ON CONFLICT (id, attempt, kind) DO NOTHING",
-            row["id"], row["attempts"], kind, row["provider"], row["sender"], row["segments"], outcome, reason,
-            reference,
+            " VALUES ($1, $2, 'evidence', $3, $4, $5, 'accepted', $6, $7) ON CONFLICT (id, attempt, kind) DO NOTHING",
+            row["id"], row["attempts"], row["provider"], row["sender"], row["segments"], reason, reference,
         )  # fmt: skip

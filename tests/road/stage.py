@@ -130,8 +130,8 @@ class Stage:
         self._others.append(other)
         return other
 
-    async def start(self, *, ready: int = 200, ready_s: float = 20.0) -> None:
-        """Start the daemon and wait until ``/readyz`` answers *ready*."""
+    def write_config(self) -> Path:
+        """The configuration file, as it is now."""
         config = self.folder / "config.toml"
         config.write_text(
             self.cast.toml(
@@ -143,11 +143,21 @@ class Stage:
                 called_at=self.called_at,
             )
         )
+        return config
+
+    async def launch(self, *program: str) -> asyncio.subprocess.Process:
+        """Start the daemon, or another *program* that takes its arguments; it is not up when this returns."""
+        config = self.write_config()
         with self.log.open("ab") as out:
             self._process = await asyncio.create_subprocess_exec(
-                sys.executable, "-m", "daemon", "run", "--config", str(config),
+                sys.executable, *(program or ("-m", "daemon")), "run", "--config", str(config),
                 stdout=out, stderr=out, env={**os.environ, "SIMULATOR_TOKEN": AUTH_TOKEN},
             )  # fmt: skip
+        return self._process
+
+    async def start(self, *, ready: int = 200, ready_s: float = 20.0) -> None:
+        """Start the daemon and wait until ``/readyz`` answers *ready*."""
+        process = await self.launch()
         deadline = time.monotonic() + ready_s
         async with aiohttp.ClientSession() as web:
             while True:
@@ -157,7 +167,7 @@ class Stage:
                             return
                 except aiohttp.ClientError:
                     pass
-                if time.monotonic() > deadline or self._process.returncode is not None:
+                if time.monotonic() > deadline or process.returncode is not None:
                     raise AssertionError(f"not ready: {self.log.read_text()[-3000:]}")
                 await asyncio.sleep(0.02)
 

@@ -30,7 +30,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PERSON = "+12025550123"
 COMMANDS = [
     "run", "migrate", "check", "demo", "simulate", "send", "status", "why", "pause", "resume", "cancel", "psql", "bench",
-    "dead list", "dead show", "dead replay",
+    "dead list", "dead show", "dead replay", "selftest crash",
 ]  # fmt: skip
 
 

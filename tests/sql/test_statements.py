@@ -427,6 +427,23 @@ async def test_a_decision_is_taken_once_and_evidence_wins(connection: Connection
     assert (row["status"], row["rank"], row["attempts"], row["reason"]) == ("dead", RANKS[S.DEAD], 1, "parked")
 
 
+@pytest.mark.parametrize(("status", "told"), [("ready", "resend"), ("dead", "dead")])
+async def test_a_decision_and_its_story_are_one(connection: Connection, actor: Actor, status: str, told: str) -> None:
+    taken = await in_doubt(connection, actor)
+    await connection.execute(
+        "INSERT INTO outrider.attempt (id, attempt, kind, provider, sender, segments, outcome)"
+        " VALUES ($1, 1, 'exchange', 'twilio', '+12025550100', 2, 'uncertain')",
+        taken.id,
+    )
+    await actor.decide(taken.id, 2, status, "about another attempt")
+    await actor.decide(taken.id, 1, status, "why")
+    await actor.decide(taken.id, 1, status, "once")
+    stories = await connection.fetch(
+        "SELECT attempt, provider, sender, segments, outcome, reason FROM outrider.attempt WHERE kind = 'decision'"
+    )
+    assert [tuple(row) for row in stories] == [(1, "twilio", "+12025550100", 2, told, "why")]
+
+
 # The inspector's refusals.
 
 
