@@ -83,6 +83,7 @@ def refusal(code: int) -> dict[str, object]:
 
 
 YES = said(201, resource())
+HEAD = YES.index(b"{")
 PAGE = b"<html><body>nginx</body></html>"
 HALF = YES[: len(YES) - 40]
 NOW = "Date: Fri, 25 Aug 2023 21:46:40 GMT"
@@ -118,12 +119,13 @@ def stuck(say: bytes) -> Script:
     return script
 
 
-def dripping(say: bytes) -> Script:
-    """A byte at a time: each read succeeds, the whole never comes."""
+def dripping(head: bytes, rest: bytes) -> Script:
+    """*rest* a byte at a time: each read succeeds, the whole never comes."""
 
     async def script(caller: Caller) -> None:
         await caller.request()
-        for byte in say:
+        caller.say(head)
+        for byte in rest:
             caller.say(bytes([byte]))
             await caller.writer.drain()
             await asyncio.sleep(0.02)
@@ -140,7 +142,7 @@ def late(seconds: float) -> Script:
     return script
 
 
-def flood(head: bytes, part: bytes, times: int) -> Script:
+def flood(head: bytes, part: bytes, times: int, *, pause_s: float = 0.0) -> Script:
     """Far more than anybody needs."""
 
     async def script(caller: Caller) -> None:
@@ -149,6 +151,7 @@ def flood(head: bytes, part: bytes, times: int) -> Script:
         for _ in range(times):
             caller.say(part)
             await caller.writer.drain()
+            await asyncio.sleep(pause_s)
 
     return script
 
@@ -172,8 +175,8 @@ SILENCE = {
     "hangs before the answer": (stuck(b""), uncertain),
     "hangs within the headers": (stuck(b"HTTP/1.1 201 Created\r\nContent-Le"), uncertain),
     "hangs within the body of a yes": (stuck(HALF), accepted(None)),
-    "drips a yes": (dripping(YES), accepted(None)),
-    "drips the headers": (dripping(b"HTTP/1.1 201 Created\r\nX: " + b"y" * 200), uncertain),
+    "drips a yes": (dripping(YES[:HEAD], YES[HEAD:]), accepted(None)),
+    "drips the headers": (dripping(b"HTTP/1.1 201 Created\r\nX: ", b"y" * 200), uncertain),
     "accepts too late": (late(2 * SOON), uncertain),
     "accepts late, but in time": (late(SOON / 3), accepted(SID)),
 }
@@ -234,7 +237,7 @@ FLOODS = {
         flood(b"HTTP/1.1 400 Bad\r\nContent-Length: 104857600\r\n\r\n", b"{" * SEGMENT, 25_600),
         uncertain,
     ),
-    "endless early hints": (flood(b"", b"HTTP/1.1 103 Early Hints\r\n\r\n" * 100, 1_000_000), uncertain),
+    "endless early hints": (flood(b"", b"HTTP/1.1 103 Early Hints\r\n\r\n" * 100, 10_000, pause_s=0.01), uncertain),
 }
 CATALOGUE: dict[str, tuple[Script, Expected]] = {
     **RST_AND_FIN,
@@ -256,7 +259,8 @@ def descriptors() -> int:
 @asynccontextmanager
 async def nothing_left() -> AsyncIterator[None]:
     """No file descriptor more than before, as soon as both ends have closed."""
-    await asyncio.sleep(0)
+    async with serving(hang):
+        pass  # the loop keeps a spare descriptor from its first listener on
     before = descriptors()
     yield
     for _ in range(200):
@@ -312,7 +316,17 @@ async def test_each_behaviour_two_hundred_and_fifty_times(kind: Kind, behaviour:
 
 
 async def test_nobody_follows_a_redirect_and_nobody_asks_twice(kind: Kind) -> None:
-    for behaviour in ("301", "302", "307", "308", "408", "429", "503", "fin after the request", "reset after the request"):
+    for behaviour in (
+        "301",
+        "302",
+        "307",
+        "308",
+        "408",
+        "429",
+        "503",
+        "fin after the request",
+        "reset after the request",
+    ):
         requests = 0
         script, _ = CATALOGUE[behaviour]
 
@@ -328,7 +342,12 @@ async def test_nobody_follows_a_redirect_and_nobody_asks_twice(kind: Kind) -> No
 
 async def test_one_id_for_two_messages_is_two_acceptances(kind: Kind) -> None:
     """What the provider confuses, its receipts will tell apart by our token: nothing is sent again."""
-    async with serving(answering(YES)) as server, kind.open(connections=1) as transport:
+
+    async def script(caller: Caller) -> None:
+        while await caller.request():
+            caller.say(YES)
+
+    async with serving(script) as server, kind.open(connections=1) as transport:
         first, second = [await ask(transport, server.url) for _ in range(2)]
     assert accepted(SID)(first)
     assert accepted(SID)(second)
