@@ -180,6 +180,10 @@ class Desk:
         """The provider of *sender*."""
         return self._providers.get(sender)
 
+    def group_of(self, lane: str) -> str | None:
+        """The group whose lease covers *lane*."""
+        return self.lanes.get(lane)
+
     def cancel(self, id: UUID) -> None:
         """The application wants this one stopped, if it still can be."""
         if id not in self.canceled:

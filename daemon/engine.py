@@ -90,7 +90,8 @@ class Engine:
         )  # fmt: skip
         self.ledger = Ledger(self.settlements, journal, self.outbox, owner=owner, observer=observer)
         self.recovery = Recovery(
-            self.chores, self.ledger, memory, owner=owner, now=desk.now, provider_of=desk.provider_of, tick=clock.tick
+            self.chores, self.ledger, memory, owner=owner, now=desk.now, provider_of=desk.provider_of, tick=clock.tick,
+            group_of=desk.group_of,
         )  # fmt: skip
         self.leases = Leases(
             self.chores, owner=owner, groups=self._groups, reconcile=self.recovery.reconcile, tick=clock.tick,
@@ -148,12 +149,15 @@ class Engine:
 
     async def look_home(self) -> None:
         """Is this our database, and not a copy of it? Raises DatabaseDown."""
-        home = await identity.at_home(self.chores)
+        home = await identity.at_home(self.claims)  # where rows are taken: other lines may still lead elsewhere
         if home.stranger != self.desk.held:
             if home.stranger:
                 log.error("database.strange", reason=home.stranger)
             else:
                 log.info("database.confirmed")
+                # It may be older than what was sent: nothing leaves before the dispatch log has been held against it.
+                self.recovery.remember(self.journal.recall())
+                self.leases.renounce()
                 await self.signals.begin()  # transaction numbers may have gone back
         self.desk.key, self.desk.held = home.token_key, home.stranger
 
@@ -238,7 +242,8 @@ class Engine:
 
 def _lines(dsn: str) -> tuple[Line, ...]:
     return (
-        Line("claims", dsn, statements=OUTBOX, hot=True),
+        # Wary: what answers now may be another database than a moment ago (outbox.py looks home before it claims).
+        Line("claims", dsn, statements=OUTBOX, hot=True, wary=True),
         Line("settlements", dsn, statements=LEDGER, hot=True),
         Line("receipts", dsn, statements=("receive", "inbound"), hot=True),
         Line("chores", dsn, statements=(*LEASES, *RECOVERY, *SIGNALS, "announce")),

@@ -79,6 +79,11 @@ class Leases:
                 continue
             await sleep_unless(stop, RENEW_S if set(self._groups()) <= set(self._epochs) else 1.0)
 
+    def renounce(self) -> None:
+        """Hold nothing any more, as far as we are concerned: each group is taken anew, and reconciled before that."""
+        self._epochs.clear()
+        self._deadlines.clear()
+
     async def drop(self) -> None:
         """Give back whatever has nothing in hand. The rest runs out: our own next run, whose log can tell, is first."""
         await self._drop([grp for grp in self._epochs if not self._in_hand(grp)])

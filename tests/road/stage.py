@@ -80,6 +80,7 @@ class Stage:
         self.connection = connection
         self.public, self.operator = free_ports(2)
         self.dsn = dsn
+        self.provider_url = simulator.url  # where the daemon is told that it lives: a bad road may lead there
         self._process: asyncio.subprocess.Process | None = None
         self.log = folder / "daemon.log"
         self.state = folder / "state"
@@ -103,7 +104,7 @@ class Stage:
         config = self.folder / "config.toml"
         config.write_text(
             self.cast.toml(
-                dsn=self.dsn, base_url=self.simulator.url, state=self.state, public=self.public, operator=self.operator
+                dsn=self.dsn, base_url=self.provider_url, state=self.state, public=self.public, operator=self.operator
             )
         )
         with self.log.open("ab") as out:

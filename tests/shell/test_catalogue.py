@@ -29,7 +29,7 @@ from tests.shell.parts import dialect
 from tests.shell.peer import LATE, SOON, Caller, Script, answering, hang, post, serving
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterator
+    from collections.abc import AsyncIterator, Callable
     from pathlib import Path
 
     from daemon.core.outcome import Outcome
@@ -406,19 +406,19 @@ class Certificate:
 @pytest.fixture(params=[Certificate(days=-1), Certificate(name="DNS:elsewhere.example")], ids=["expired", "wrong host"])
 def wrong_tls(
     request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[ssl.SSLContext]:
+) -> ssl.SSLContext:
     wrong: Certificate = request.param
     key, asked, given = tmp_path / "key", tmp_path / "asked", tmp_path / "given"
+    request = "req -new -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -subj /CN=it"
     for command in (
-        f"req -new -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -subj /CN=it -keyout {key} -out {asked}"
-        f" -addext subjectAltName={wrong.name}",
+        f"{request} -addext subjectAltName={wrong.name} -keyout {key} -out {asked}",
         f"x509 -req -in {asked} -signkey {key} -days {wrong.days} -copy_extensions copy -out {given}",
     ):
         subprocess.run(["openssl", *command.split()], check=True, capture_output=True)
     monkeypatch.setattr(aiohttp.connector, "_SSL_CONTEXT_VERIFIED", ssl.create_default_context(cafile=given))
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(given, key)
-    yield context
+    return context
 
 
 async def test_a_certificate_that_does_not_fit_is_unreachable(kind: Kind, wrong_tls: ssl.SSLContext) -> None:
