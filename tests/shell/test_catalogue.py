@@ -404,9 +404,7 @@ class Certificate:
 
 
 @pytest.fixture(params=[Certificate(days=-1), Certificate(name="DNS:elsewhere.example")], ids=["expired", "wrong host"])
-def wrong_tls(
-    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> ssl.SSLContext:
+def wrong_tls(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ssl.SSLContext:
     wrong: Certificate = request.param
     key, asked, given = tmp_path / "key", tmp_path / "asked", tmp_path / "given"
     request = "req -new -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -subj /CN=it"
