@@ -140,9 +140,9 @@ async def kills(ground: Ground, road: Stage, *, times: int, each: int) -> None:
 async def test_a_killed_postmaster_costs_neither_a_message_nor_a_double(home: Path, tmp_path: Path) -> None:
     async with stage(home, tmp_path, TOLD) as (ground, road):
         await road.start()
-        await kills(ground, road, times=2, each=150)
+        await kills(ground, road, times=1, each=150)
         await road.quiet()
-        await judged(road, 300)
+        await judged(road, 150)
         assert await road.stop() == 0
 
 
@@ -162,7 +162,7 @@ async def test_a_storm_of_terminated_backends(home: Path, tmp_path: Path) -> Non
     async with stage(home, tmp_path, TOLD) as (_, road):
         await road.start()
         await road.insert(300, service="otp", intent="delivery")
-        for _ in range(30):
+        for _ in range(20):
             await asyncio.sleep(0.1)
             await road.connection.execute(
                 "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
@@ -198,6 +198,9 @@ async def test_a_commit_whose_answer_is_lost(home: Path, tmp_path: Path, of: str
         assert seen >= 9
         assert "database.lost" in road.log.read_text()
         await judged(road, 200)
+        await road.until(
+            "SELECT NOT EXISTS (SELECT FROM outrider.claim)", within_s=5
+        )  # nor is one left that nobody holds
 
 
 async def outage(ground: Ground, road: Stage, *, seconds: float) -> None:
@@ -222,7 +225,7 @@ async def outage(ground: Ground, road: Stage, *, seconds: float) -> None:
 @pytest.mark.timeout(180)
 async def test_answers_that_came_while_postgres_was_away_survive_the_daemon(home: Path, tmp_path: Path) -> None:
     async with stage(home, tmp_path, SILENT) as (ground, road):
-        await outage(ground, road, seconds=5)
+        await outage(ground, road, seconds=3)
 
 
 @pytest.mark.long
