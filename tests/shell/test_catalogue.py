@@ -407,9 +407,9 @@ class Certificate:
 def wrong_tls(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ssl.SSLContext:
     wrong: Certificate = request.param
     key, asked, given = tmp_path / "key", tmp_path / "asked", tmp_path / "given"
-    request = "req -new -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -subj /CN=it"
+    making = "req -new -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -subj /CN=it"
     for command in (
-        f"{request} -addext subjectAltName={wrong.name} -keyout {key} -out {asked}",
+        f"{making} -addext subjectAltName={wrong.name} -keyout {key} -out {asked}",
         f"x509 -req -in {asked} -signkey {key} -days {wrong.days} -copy_extensions copy -out {given}",
     ):
         subprocess.run(["openssl", *command.split()], check=True, capture_output=True)
