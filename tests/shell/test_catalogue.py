@@ -315,31 +315,6 @@ async def test_each_behaviour_two_hundred_and_fifty_times(kind: Kind, behaviour:
             await suffered(kind, server.url, expected, times=2 * PLACES)
 
 
-async def test_nobody_follows_a_redirect_and_nobody_asks_twice(kind: Kind) -> None:
-    for behaviour in (
-        "301",
-        "302",
-        "307",
-        "308",
-        "408",
-        "429",
-        "503",
-        "fin after the request",
-        "reset after the request",
-    ):
-        requests = 0
-        script, _ = CATALOGUE[behaviour]
-
-        async def counted(caller: Caller, script: Script = script) -> None:
-            nonlocal requests
-            requests += 1
-            await script(caller)
-
-        async with serving(counted) as server, kind.open(connections=1) as transport:
-            await ask(transport, server.url)
-            assert requests == 1, behaviour
-
-
 async def test_one_id_for_two_messages_is_two_acceptances(kind: Kind) -> None:
     """What the provider confuses, its receipts will tell apart by our token: nothing is sent again."""
 
