@@ -51,6 +51,8 @@ LIMITS: Mapping[str, str] = {
     "idle_in_transaction_session_timeout": "5s",
 }
 
+SET = "SELECT set_config(name, value, false) FROM unnest($1::text[], $2::text[]) AS setting (name, value)"
+
 # Not our fault and not for ever: the connection is gone or the server is busy with itself. Everything else is a bug.
 DOWN = (
     asyncpg.PostgresConnectionError,
@@ -175,9 +177,15 @@ class Line:
 async def connect(dsn: str, settings: Mapping[str, str] = SETTINGS) -> asyncpg.Connection[asyncpg.Record]:
     """A connection as every part of Outrider wants it: UTC, JSON by orjson, a bounded wait."""
     connection: asyncpg.Connection[asyncpg.Record] = await asyncpg.connect(
-        dsn, timeout=CONNECT_TIMEOUT_S, command_timeout=STATEMENT_TIMEOUT_S, server_settings=dict(settings)
+        dsn, timeout=CONNECT_TIMEOUT_S, command_timeout=STATEMENT_TIMEOUT_S
     )
-    await connection.set_type_codec("jsonb", schema="pg_catalog", encoder=_dumps, decoder=orjson.loads)
+    try:
+        # Not in the startup packet: a pooler refuses what it does not know there, or drops it without a word.
+        await connection.execute(SET, list(settings), list(settings.values()))
+        await connection.set_type_codec("jsonb", schema="pg_catalog", encoder=_dumps, decoder=orjson.loads)
+    except BaseException:
+        connection.terminate()
+        raise
     return connection
 
 
