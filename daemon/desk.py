@@ -189,6 +189,10 @@ class Desk:
         service = self.settings.services.get(row["lane"])
         return service.senders if service is not None else ()
 
+    def group_of(self, lane: str) -> str | None:
+        """The group whose lease covers *lane*."""
+        return self.lanes.get(lane)
+
     def cancel(self, id: UUID) -> None:
         """The application wants this one stopped, if it still can be."""
         if id not in self.canceled:

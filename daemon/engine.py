@@ -91,7 +91,7 @@ class Engine:
         self.ledger = Ledger(self.settlements, journal, self.outbox, owner=owner, observer=observer)
         self.recovery = Recovery(
             self.chores, self.ledger, memory, self.lanes, owner=owner, now=desk.now, tick=clock.tick,
-            provider_of=desk.provider_of, cost=desk.cost,
+            provider_of=desk.provider_of, group_of=desk.group_of, cost=desk.cost,
         )  # fmt: skip
         self.withdrawn = False  # whether it takes no share of the groups any more: it is stopping
         self.leases = Leases(
@@ -155,12 +155,17 @@ class Engine:
 
     async def look_home(self) -> None:
         """Is this our database, and not a copy of it? Raises DatabaseDown."""
-        home = await identity.at_home(self.chores)
+        home = await identity.at_home(self.claims)  # where rows are taken: other lines may still lead elsewhere
         if home.stranger != self.desk.held:
             if home.stranger:
                 log.error("database.strange", reason=home.stranger)
             else:
                 log.info("database.confirmed")
+                # It may be older than what was sent: nothing leaves before the dispatch log has been held against it.
+                told = self.journal.recall()
+                told.in_the_works.clear()  # nobody has died of it
+                self.recovery.remember(told)
+                self.leases.renounce()
                 await self.signals.begin()  # transaction numbers may have gone back
         self.desk.key, self.desk.held = home.token_key, home.stranger
 
@@ -253,7 +258,8 @@ class Engine:
 
 def _lines(dsn: str) -> tuple[Line, ...]:
     return (
-        Line("claims", dsn, statements=OUTBOX, hot=True),
+        # Wary: what answers now may be another database than a moment ago (outbox.py looks home before it claims).
+        Line("claims", dsn, statements=OUTBOX, hot=True, wary=True),
         Line("settlements", dsn, statements=LEDGER, hot=True),
         Line("receipts", dsn, statements=("receive", "inbound"), hot=True),
         Line("chores", dsn, statements=(*LEASES, *RECOVERY, *SIGNALS, "announce")),

@@ -17,6 +17,7 @@ from daemon.core.lifecycle import RANKS, Status
 from daemon.core.message import Attempt
 from daemon.core.outcome import Accepted, Uncertain, Unreachable
 from daemon.database import DatabaseDown, as_object, sleep_unless
+from daemon.horizon import Horizon
 from daemon.provider import Absent, Unclear
 
 if TYPE_CHECKING:
@@ -43,8 +44,9 @@ NEXT_LOOK_S = 20.0  # when a doubt is looked into again, unless its plan says so
 ORDER_HOLD_S = 60.0  # how long a head may hold the others of its order_key
 KNOWN_BEFORE, KNOWN_AFTER = timedelta(seconds=30), timedelta(seconds=120)  # where references of others are looked up
 WEEKS_S = 3600.0
+HORIZON_S = 15.0
 SAMPLE_SHARE = 20  # a sample of the backlog may take one part in so many of the time
-STATEMENTS = ("doubts", "known", "decide", "free_order", "late", "attempts")
+STATEMENTS = ("doubts", "known", "decide", "free_order", "late", "attempts", "horizon")
 
 
 class Janitor:
@@ -70,6 +72,7 @@ class Janitor:
         self._observer = observer
         self._questions = questions
         self._woken = woken
+        self._horizon = Horizon(desk.tick)
         self._absent: dict[UUID, float] = {}  # in doubt, and since when the provider has not known it
 
     async def run(self, stop: asyncio.Event) -> None:
@@ -88,7 +91,7 @@ class Janitor:
                 await asyncio.sleep(1.0)
 
     async def _duty(self, stop: asyncio.Event) -> None:
-        weeks_at, sample_at = 0.0, 0.0
+        weeks_at, sample_at, horizon_at = 0.0, 0.0, 0.0
         while not await sleep_unless(stop, LOOK_S):
             now = self._desk.tick()
             try:
@@ -97,11 +100,20 @@ class Janitor:
                 if now >= weeks_at:
                     await self._line.ask("SELECT outrider.make_weeks()")
                     weeks_at = now + WEEKS_S
+                if now >= horizon_at:
+                    await self._look_at_the_horizon()
+                    horizon_at = now + HORIZON_S
                 if now >= sample_at:
                     await self._sample()
                     sample_at = self._desk.tick() + max(1.0, SAMPLE_SHARE * (self._desk.tick() - now))
             except DatabaseDown:
                 await sleep_unless(stop, 1.0)
+
+    async def _look_at_the_horizon(self) -> None:
+        fresh = self._horizon.seen(await self._line.fetch("horizon"))
+        self._observer.vacuum_held = str(self._horizon.culprit) if self._horizon.culprit else None
+        if fresh is not None:
+            self._observer.trouble(str(fresh))
 
     async def _sample(self) -> None:
         self._observer.backlog(await self._line.ask("SELECT * FROM outrider.backlog"))

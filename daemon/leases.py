@@ -112,6 +112,11 @@ class Leases:
                 continue
             await sleep_unless(stop, LEAVING_S if self._epochs.keys() - self._kept() else LOOK_S)
 
+    def renounce(self) -> None:
+        """Hold nothing any more, as far as we are concerned: each group is taken anew, and reconciled before that."""
+        self._epochs.clear()
+        self._deadlines.clear()
+
     async def drop(self) -> None:
         """Give back whatever has nothing in hand. The rest runs out: our own next run, whose log can tell, is first."""
         await self._drop([grp for grp in self._epochs if not self._in_hand(grp)])
@@ -197,9 +202,10 @@ class Leases:
         for grp in set(self._epochs) - kept:
             log.error("lease.lost", group=grp, epoch=self._epochs[grp])
             self._lose(grp)
-        for grp in kept:
+        for grp in kept & self._epochs.keys():  # unless renounced meanwhile
             self._deadlines[grp] = before + self._speak_s
 
     def _lose(self, grp: str) -> None:
-        del self._epochs[grp], self._deadlines[grp]
+        self._epochs.pop(grp, None)
+        self._deadlines.pop(grp, None)
         self._parting.discard(grp)

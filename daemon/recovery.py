@@ -8,6 +8,9 @@ all of it is in doubt.
 
 A message that was being prepared or on the wire when a daemon died, three times, is not tried a fourth: it may be what
 they died of. The deaths are counted by what they left in ``attempt``.
+
+A database that was rolled back (a standby promoted, a backup restored) may have lost the claim itself, so that what
+was sent looks as if it never had been. The dispatch log knows better, and is asked about every row it names.
 """
 
 from __future__ import annotations
@@ -35,7 +38,7 @@ log = structlog.get_logger()
 
 DEBT_S = 120.0  # how far back it matters for pacing what was sent: the longest message at the slowest rate
 DEATHS_MAX = 3  # a message that was open in so many is tried no more
-STATEMENTS = ("open_claims", "spoken", "release")
+STATEMENTS = ("open_claims", "spoken", "release", "forgotten")
 
 
 class Recovery:
@@ -52,6 +55,7 @@ class Recovery:
         now: Callable[[], float],
         tick: Callable[[], float],
         provider_of: Callable[[str], str | None],
+        group_of: Callable[[str], str | None],
         cost: Callable[[Record], int],
     ) -> None:
         self._line = line
@@ -62,9 +66,17 @@ class Recovery:
         self._now = now
         self._tick = tick
         self._provider_of = provider_of
+        self._group_of = group_of
         self._cost = cost  # segments of a row that was in flight
         self._spoken: set[tuple[str, int]] = set()  # leases this run has held
         self.counts: dict[str, int] = {"free": 0, "answered": 0, "doubt": 0, "dead": 0}
+        self.remember(memory)
+
+    def remember(self, memory: Memory) -> None:
+        """Judge by *memory* from here on, every group anew. It must hold all that was sent until now."""
+        self._memory = memory
+        self._done: set[str] = set()  # groups reconciled by this memory
+        self._forgotten: dict[str, list[Record]] | None = None  # by group; None: not looked for yet
 
     async def reconcile(self, taken: Taken) -> None:
         """Judge what is open in a group just taken, and reckon its pace. Raises DatabaseDown, and may be run again."""
@@ -73,17 +85,31 @@ class Recovery:
         # A row may stand in two claims: in one whose COMMIT we never heard of, and in the one that took it again.
         open_rows = {row["id"]: row for row in rows if row["in_flight"]}
         words = [said for row in open_rows.values() if (said := self._judge(row, grp)) is not None]
+        free = len(open_rows) - len(words)
+        forgotten = [row for row in await self._look_for_forgotten(grp) if row["id"] not in open_rows]
+        words += [self._recollect(row, grp) for row in forgotten]
         await self._inherit(taken, open_rows.values())
         if words:
             await self._ledger.write(words, fence={grp: epoch})
         await self._line.fetch("release", grp, epoch)
         self._spoken.add((grp, epoch))
-        free = len(open_rows) - len(words)
+        self._done.add(grp)
         self.counts["free"] += free
-        if rows:
-            log.warning(
-                "claims.reconciled", group=grp, free=free, **{k: v for k, v in self.counts.items() if k != "free"}
-            )
+        if rows or forgotten:
+            counts = {**self.counts, "free": free, "forgotten": len(forgotten)}
+            log.warning("claims.reconciled", group=grp, **counts)
+
+    async def _look_for_forgotten(self, grp: str) -> list[Record]:
+        """Rows of *grp* that left by our log, and never did by the database. Asked once for all groups."""
+        if grp in self._done:
+            return []
+        if self._forgotten is None:
+            keys = list(self._memory.dispatched)
+            found: dict[str, list[Record]] = {}
+            for row in await self._line.fetch("forgotten", [id for id, _ in keys], [attempt for _, attempt in keys]):
+                found.setdefault(self._group_of(row["lane"]) or "", []).append(row)
+            self._forgotten = found
+        return self._forgotten.get(grp, [])
 
     async def testify(self) -> None:
         """
@@ -131,6 +157,18 @@ class Recovery:
             return self._dead(row, grp, dispatch, "it may have been sent")
         self.counts["doubt"] += 1
         return self._word(row, grp, dispatch, status="unknown", due_at=self._now() + FIRST_LOOK_S)
+
+    def _recollect(self, row: Record, grp: str) -> Word:
+        """What became of a row whose claim the database has lost: our log knows that it left, and perhaps more."""
+        key = (row["id"], row["attempt"])
+        if row["plain"] and key in self._memory.answered:
+            self.counts["answered"] += 1
+            return recalled(self._memory.answered[key], row["id"], grp)
+        self.counts["doubt"] += 1
+        dispatch = self._memory.dispatched.get(key)
+        said = self._word(row, grp, dispatch, status="unknown", due_at=self._now() + FIRST_LOOK_S)
+        said.reason = "it was sent, and the database had forgotten it"
+        return said
 
     def _stumbled(self, row: Record, grp: str) -> Word:
         """The daemon died while it prepared this very one: tried again, but it is remembered."""

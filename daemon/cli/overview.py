@@ -10,9 +10,13 @@ from uuid import UUID
 from daemon.cli import queries
 from daemon.cli.database import connected
 from daemon.cli.render import ago, console, moment, span, table
+from daemon.database import statement
+from daemon.horizon import OLD_S, Culprit
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    import asyncpg
 
 DAY_S = 86_400.0
 FRESH_S = 15.0  # a daemon describes itself every few seconds; one silent for longer has a question mark
@@ -28,6 +32,7 @@ class Overview(TypedDict):
     instances: list[dict[str, object]]
     groups: list[dict[str, object]]
     pauses: list[dict[str, object]]
+    vacuum_held: str | None
 
 
 async def look(config: Path | None) -> Overview:
@@ -43,7 +48,14 @@ async def look(config: Path | None) -> Overview:
             instances=[dict(row) for row in await connection.fetch(queries.INSTANCES)],
             groups=[dict(row) for row in await connection.fetch(queries.GROUPS)],
             pauses=[dict(row) for row in await connection.fetch(queries.PAUSES)],
+            vacuum_held=await _vacuum_held(connection),
         )
+
+
+async def _vacuum_held(connection: asyncpg.Connection[asyncpg.Record]) -> str | None:
+    """Who keeps vacuum from its work, where the role that asks may know since when (pg_read_all_stats)."""
+    row = await connection.fetchrow(statement("horizon"))
+    return str(Culprit(row["who"], row["age_s"])) if row is not None and (row["age_s"] or 0.0) >= OLD_S else None
 
 
 def first_id(at: float) -> UUID:
@@ -70,6 +82,8 @@ def show(seen: Overview) -> None:
     if seen["pauses"]:
         paused = ((row["what"], _moment(row["at"]), row["reason"]) for row in seen["pauses"])
         out.print(table("Paused", ("what", "since", "reason"), paused))
+    if seen["vacuum_held"]:
+        out.print(f"{seen['vacuum_held']}: dead rows pile up until its transaction ends.\n")
     if seen["instances"]:
         columns = ("host", "pid", "version", "settings", "up since", "seen", "holds")
         out.print(table("Daemons", columns, map(_instance, seen["instances"])))

@@ -46,12 +46,14 @@ PAUSE = "SELECT outrider.pause($1, $2)"
 RESUME = "SELECT outrider.resume($1)"
 PAUSES = "SELECT what, at, reason FROM outrider.pause ORDER BY at"
 
-# This database is at home where it now is (DESIGN 5.17): a held daemon goes on. The first daemon writes the row.
+# This database is at home where it now is (DESIGN 5.17): a held daemon goes on. The first daemon writes the row. The
+# timeline is that of the present WAL, as identity.py asks for it: the control file's is older until a checkpoint.
 SOLE_SENDER = """
 UPDATE outrider.home
-   SET system_identifier = s.system_identifier, database_oid = d.oid, timeline = c.timeline_id,
+   SET system_identifier = s.system_identifier, database_oid = d.oid,
+       timeline = ('x' || left(pg_walfile_name(pg_current_wal_insert_lsn()), 8))::bit(32)::integer,
        confirmed_at = clock_timestamp()
-  FROM pg_control_system() s, pg_control_checkpoint() c, pg_database d
+  FROM pg_control_system() s, pg_database d
  WHERE d.datname = current_database()
 RETURNING confirmed_at
 """

@@ -83,6 +83,7 @@ class Stage:
         self.connection = connection
         self.public, self.operator = free_ports(2)
         self.dsn = dsn
+        self.provider_url = simulator.url  # where the daemon is told that it lives: a bad road may lead there
         self._process: asyncio.subprocess.Process | None = None
         self._others: list[Stage] = []
         self.stood_s = 0.0  # the longest that the simulator's loop, which is ours, has stood still
@@ -136,7 +137,7 @@ class Stage:
         config.write_text(
             self.cast.toml(
                 dsn=self.dsn,
-                base_url=self.simulator.url,
+                base_url=self.provider_url,
                 state=self.state,
                 public=self.public,
                 operator=self.operator,
