@@ -27,7 +27,7 @@ log = structlog.get_logger()
 
 CONNECT_TIMEOUT_S = 5.0
 STATEMENT_TIMEOUT_S = 15.0
-RETRY_MIN_S, RETRY_MAX_S = 0.1, 2.0
+RETRY_MIN_S, RETRY_MAX_S = 0.1, 1.0  # a database that is back is used within a second
 
 # A generic plan, and no way to leave the indexes: on a table analysed at a bad moment the planner took a sequential
 # scan inside a nested loop, 6 times the CPU (docs/decisions/0001). tests/sql/test_plans.py holds it under hostile
@@ -42,6 +42,16 @@ HOT_SETTINGS: Mapping[str, str] = {
     "jit": "off",
 }
 SETTINGS: Mapping[str, str] = {"application_name": "outrider", "timezone": "UTC", "jit": "off"}
+# Postgres's own limits, for what nobody on this side waits for any more: a statement whose daemon was killed or cut off
+# must not stand in a lock queue with others behind it. Longer than ours, which end a wait that is still wanted. Set by
+# the session, not on the role outrider_daemon: a role's settings do not reach the users it is granted to.
+LIMITS: Mapping[str, str] = {
+    "statement_timeout": "20s",
+    "lock_timeout": "10s",
+    "idle_in_transaction_session_timeout": "5s",
+}
+
+SET = "SELECT set_config(name, value, false) FROM unnest($1::text[], $2::text[]) AS setting (name, value)"
 
 # Not our fault and not for ever: the connection is gone or the server is busy with itself. Everything else is a bug.
 DOWN = (
@@ -95,10 +105,13 @@ def statement(name: str) -> str:
 class Line:
     """One connection for one purpose. One statement at a time; whoever comes meanwhile waits."""
 
-    def __init__(self, name: str, dsn: str, *, statements: Sequence[str], hot: bool = False) -> None:
+    def __init__(
+        self, name: str, dsn: str, *, statements: Sequence[str], hot: bool = False, wary: bool = False
+    ) -> None:
         self.name = name
+        self._wary = wary  # a connection lost between two statements is told as DatabaseDown before it is dialled anew
         self._dsn = dsn
-        self._settings = {**SETTINGS, **(HOT_SETTINGS if hot else {})}
+        self._settings = {**SETTINGS, **LIMITS, **(HOT_SETTINGS if hot else {})}
         self._statements = tuple(statements)
         self._prepared: dict[str, PreparedStatement[asyncpg.Record]] = {}
         self._connection: asyncpg.Connection[asyncpg.Record] | None = None
@@ -132,8 +145,11 @@ class Line:
             await self._hang_up()
 
     async def _connect(self) -> asyncpg.Connection[asyncpg.Record]:
-        if self._connection is not None and not self._connection.is_closed():
-            return self._connection
+        if self._connection is not None:
+            if not self._connection.is_closed():
+                return self._connection
+            if self._wary:
+                raise asyncpg.ConnectionDoesNotExistError("it was closed while nobody was asking")
         connection = await connect(self._dsn, self._settings)
         try:
             self._prepared = {name: await connection.prepare(statement(name)) for name in self._statements}
@@ -161,9 +177,15 @@ class Line:
 async def connect(dsn: str, settings: Mapping[str, str] = SETTINGS) -> asyncpg.Connection[asyncpg.Record]:
     """A connection as every part of Outrider wants it: UTC, JSON by orjson, a bounded wait."""
     connection: asyncpg.Connection[asyncpg.Record] = await asyncpg.connect(
-        dsn, timeout=CONNECT_TIMEOUT_S, command_timeout=STATEMENT_TIMEOUT_S, server_settings=dict(settings)
+        dsn, timeout=CONNECT_TIMEOUT_S, command_timeout=STATEMENT_TIMEOUT_S
     )
-    await connection.set_type_codec("jsonb", schema="pg_catalog", encoder=_dumps, decoder=orjson.loads)
+    try:
+        # Not in the startup packet: a pooler refuses what it does not know there, or drops it without a word.
+        await connection.execute(SET, list(settings), list(settings.values()))
+        await connection.set_type_codec("jsonb", schema="pg_catalog", encoder=_dumps, decoder=orjson.loads)
+    except BaseException:
+        connection.terminate()
+        raise
     return connection
 
 

@@ -31,6 +31,7 @@ EVENTS: Mapping[str, tuple[str, ...]] = {
     "schema.migrated": ("step",),
     "schema.refused": ("reason",),  # outside the range this version knows
     "lease.taken": ("group", "epoch"),
+    "lease.given": ("group", "epoch"),  # back: it is another daemon's share, or we are stopping
     "lease.lost": ("group", "epoch"),
     "leases.kept": ("reason",),  # could not be given back on the way out: they run out by themselves
     "signal.heard": ("kind", "message_id", "what"),
@@ -41,6 +42,8 @@ EVENTS: Mapping[str, tuple[str, ...]] = {
     "rows.refused": ("count", "first_reason"),  # the inspector ended rows early
     "anomaly.found": ("kind", "message_id", "reference", "reason", "count"),  # one line a minute for each kind
     "conservation.broken": ("difference", "message_ids"),  # messages that are nowhere: see outrider.missing()
+    "weeks.dropped": ("weeks",),  # retention: everything in them was past its time
+    "retention.interrupted": ("error",),  # a piece was not done, and is tried again
     # providers
     "gate.changed": ("provider", "was", "now", "reason"),
     "sender.rested": ("sender", "provider", "code", "reason"),  # a provider will not have this sender for now

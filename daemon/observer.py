@@ -75,6 +75,7 @@ class Observer:
         self._spreads = {stage: Spread() for stage in Stage}
         self._queue: tuple[Backlog, ...] = ()
         self._in_doubt: int | None = None
+        self.vacuum_held: str | None = None  # by whom, and for how long
         self._troubles: deque[Trouble] = deque(maxlen=TROUBLES)
         self.anomalies = Anomalies(metrics, tick=clock.tick, trouble=self.trouble)
         self._books: tuple[Balance, ...] = ()
@@ -273,6 +274,7 @@ class Observer:
             "in_hand": engine.outbox.in_hand,
             "unwritten": engine.ledger.pending,
             "database": engine.claims.up,
+            "vacuum_held": self.vacuum_held,
         }
         stuck = self._state is State.SERVING and engine.claims.up and tick - self._looked_at > STUCK_S
         unwritten = engine.settlements.up and engine.ledger.pending > 0 and tick - self._written_at > STUCK_S

@@ -93,6 +93,8 @@ class Reconciler:
 
     async def ask(self) -> int:
         """Ask for what is overdue; how many messages were. Raises DatabaseDown: their next look will come."""
+        if self._desk.held:  # a copied database is left as it was found
+            return 0
         rows = await self._hot.fetch("overdue", TAKEN)
         if not rows:
             return 0
@@ -161,6 +163,8 @@ class Reconciler:
 
     async def place(self) -> int:
         """Look at parked receipts again; how many found their message. Raises DatabaseDown or Overrun."""
+        if self._desk.held:
+            return 0
         rows = await self._slow.fetch("parked", PARKED)
         placed = [row for row in rows if row["id"] is not None]
         for row in placed:

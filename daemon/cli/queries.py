@@ -15,22 +15,25 @@ MESSAGE = "SELECT * FROM outrider.message WHERE id = $1"
 # Its story, oldest first.
 WHY = "SELECT at, what, detail FROM outrider.why($1)"
 
-# Ended badly, newest first. Not over the view dead_letter: it cannot use the index outcome_troubled.
-#   $1 statuses text[], $2 reason LIKE, $3 since timestamptz, $4 service, $5 limit
+# Ended badly, newest first.
+#   $1 to $9 cli.dead.Filter, $10 limit
 DEAD = """
-SELECT u.updated_at, u.id, o.service, o.intent, u.status, u.code, u.reason, u.attempts, u.provider, u.sender,
-       outrider.mask(o.recipient) AS recipient
-  FROM outrider.outcome u JOIN outrider.outbox o ON o.id = u.id
- WHERE u.status IN ('dead', 'failed', 'undelivered') AND u.status = ANY ($1::text[])
-   AND ($2::text IS NULL OR coalesce(u.reason, '') ILIKE $2 OR u.code = $2)
-   AND ($3::timestamptz IS NULL OR u.updated_at >= $3)
-   AND ($4::text IS NULL OR o.service = $4)
- ORDER BY u.updated_at DESC
- LIMIT $5
+SELECT ended_at AS updated_at, id, of_tenant AS tenant, of_service AS service, of_intent AS intent, ended AS status,
+       code, why AS reason, attempts, carrier AS provider, sender, recipient
+  FROM outrider.dead_letters($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)
 """
 
-# Send them again; false for those that may not be.
-REPLAY = "SELECT id, outrider.replay(id) AS replayed FROM unnest($1::uuid[]) AS id"
+# What a replay would answer: for those that fit ($1 to $9 cli.dead.Filter, $10 doubtful), for those named.
+PREVIEW = "SELECT message, answer, segments FROM outrider.replay_preview($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)"
+ANSWERS = """
+SELECT a.message, a.answer, a.segments
+  FROM unnest($1::uuid[]) WITH ORDINALITY AS asked (id, place)
+  JOIN outrider.replay_answers($1, $2) a ON a.message = asked.id ORDER BY place
+"""
+
+# Send them again, and say of each what came of it.
+#   $1 messages uuid[], $2 per second, $3 starting, $4 doubtful
+REPLAY = "SELECT message, answer, segments, due_at FROM outrider.replay($1::uuid[], $2, starting => $3, doubtful => $4)"
 
 # Cancel them; an id nobody inserted is unknown, not too late.
 CANCEL = """
@@ -43,12 +46,14 @@ PAUSE = "SELECT outrider.pause($1, $2)"
 RESUME = "SELECT outrider.resume($1)"
 PAUSES = "SELECT what, at, reason FROM outrider.pause ORDER BY at"
 
-# This database is at home where it now is (DESIGN 5.17): a held daemon goes on. The first daemon writes the row.
+# This database is at home where it now is (DESIGN 5.17): a held daemon goes on. The first daemon writes the row. The
+# timeline is that of the present WAL, as identity.py asks for it: the control file's is older until a checkpoint.
 SOLE_SENDER = """
 UPDATE outrider.home
-   SET system_identifier = s.system_identifier, database_oid = d.oid, timeline = c.timeline_id,
+   SET system_identifier = s.system_identifier, database_oid = d.oid,
+       timeline = ('x' || left(pg_walfile_name(pg_current_wal_insert_lsn()), 8))::bit(32)::integer,
        confirmed_at = clock_timestamp()
-  FROM pg_control_system() s, pg_control_checkpoint() c, pg_database d
+  FROM pg_control_system() s, pg_database d
  WHERE d.datname = current_database()
 RETURNING confirmed_at
 """
@@ -71,7 +76,7 @@ SELECT o.service, u.status, count(*) AS messages
 
 # Daemons seen lately, and the groups each holds.
 INSTANCES = """
-SELECT i.id, i.host, i.pid, i.version, i.started_at, i.seen_at, i.services,
+SELECT i.id, i.host, i.pid, i.version, i.started_at, i.seen_at, i.config_hash, i.serving, i.services,
        coalesce(array_agg(l.grp ORDER BY l.grp) FILTER (WHERE l.until > now()), '{}') AS holds
   FROM outrider.instance i LEFT JOIN outrider.lease l ON l.owner = i.id
  WHERE i.seen_at > now() - interval '10 minutes'
@@ -91,6 +96,18 @@ SELECT kind, count(*) AS messages, max(at) AS latest, (array_agg(detail ORDER BY
   FROM outrider.anomaly WHERE at > now() - interval '1 day' GROUP BY kind ORDER BY kind
 """
 PARKED = "SELECT count(*) FROM outrider.parked"
+
+# Who speaks for which group of senders, under which epoch, since when, for how long yet. Those nobody holds too, if a
+# daemon seen lately has them in its settings.
+GROUPS = """
+SELECT l.grp, CASE WHEN l.until > clock_timestamp() THEN l.owner END AS owner, i.host, i.pid, l.epoch, l.taken_at,
+       greatest(extract(epoch FROM l.until - clock_timestamp()), 0)::float8 AS left_s, l.senders
+  FROM outrider.lease l LEFT JOIN outrider.instance i ON i.id = l.owner AND l.until > clock_timestamp()
+ WHERE l.until > clock_timestamp()
+    OR EXISTS (SELECT FROM outrider.instance seen
+                WHERE l.grp = ANY (seen.groups) AND seen.seen_at > now() - interval '10 minutes')
+ ORDER BY l.grp
+"""
 
 # Our clock against the database's.
 CLOCK = "SELECT clock_timestamp()"

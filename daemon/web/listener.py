@@ -12,7 +12,9 @@ if TYPE_CHECKING:
 
 CONNECTIONS_MAX = 1_000  # open at once; what comes beyond is hung up on, so that senders keep their file descriptors
 BACKLOG = 1_024  # not yet accepted; Linux caps it at net.core.somaxconn, 4,096
-IDLE_S = 15.0  # between requests, and for the whole header: longer than the second a proxy or a provider needs
+IDLE_S = 8.0  # between requests, and for the whole header: longer than the second a proxy or a provider needs
+UNREAD_S = 5.0  # how long an answer may lie unread; aiohttp waits for ever for a client that does not read
+SWEEP_S = 0.5
 LINGER_S = 1.0  # for what a client still says after it was turned away; without it a reset overtakes our answer
 FINISH_S = 5.0  # for answers under way when the daemon stops
 
@@ -50,9 +52,11 @@ class Listener:
             server = await loop.create_server(self._admit(runner), self.host, self.port, backlog=BACKLOG)
             self.port = server.sockets[0].getsockname()[1]
             self.listening.set()
+            sweeping = asyncio.create_task(_sweep(runner), name=f"{self.name} sweep")
             try:
                 await stop.wait()
             finally:
+                sweeping.cancel()
                 self.listening.clear()
                 server.close()
         finally:
@@ -64,6 +68,22 @@ class Listener:
             return _Full() if server is None or len(server.connections) >= self._connections_max else server()
 
         return admit
+
+
+async def _sweep(runner: web.AppRunner) -> None:
+    """Hang up on whoever has left something unread at every look for too long."""
+    unread: dict[asyncio.BaseTransport, int] = {}  # and at how many looks in a row
+    while True:
+        await asyncio.sleep(SWEEP_S)
+        transports = [handler.transport for handler in runner.server.connections] if runner.server else []
+        unread = {
+            transport: unread.get(transport, 0) + 1
+            for transport in transports
+            if transport is not None and transport.get_write_buffer_size()
+        }
+        for transport, looks in unread.items():
+            if looks * SWEEP_S >= UNREAD_S:
+                cast("asyncio.Transport", transport).abort()
 
 
 class _Full(asyncio.Protocol):

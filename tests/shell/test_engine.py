@@ -448,8 +448,9 @@ async def test_no_write_starts_that_could_end_after_the_lease(house: House) -> N
 async def test_a_lease_is_long_enough_for_the_slowest_exchange(house: House, connection: Connection) -> None:
     async with house() as made:
         made.leases.__init__(  # type: ignore[misc]  # as with timeout_s = 120
-            made.chores, owner=made.owner, groups=made._groups, reconcile=made.recovery.reconcile,
-            tick=made._clock.tick, exchange_s=120.0, in_hand=made.outbox.holds,
+            made.chores, owner=made.owner, groups=made._groups, digest=made._digest, journal=made.journal,
+            reconcile=made.recovery.reconcile, tick=made._clock.tick, exchange_s=120.0, in_hand=made.outbox.holds,
+            release=made.lanes.release,
         )  # fmt: skip
         await made.leases._take()
         assert made.leases.may_write(US)
@@ -508,7 +509,7 @@ async def test_the_dispatch_log_tells_what_a_dead_daemon_had_in_hand(house: Hous
         await crash(made, taken)
     async with house(owner=owner) as again:
         await again.leases._take()
-        assert again.recovery.counts == {"free": 1, "answered": 2, "doubt": 1}
+        assert again.recovery.counts == {"free": 1, "answered": 2, "doubt": 1, "dead": 0}
         assert await states(connection) == {"queued": 1, "unknown": 1, "accepted": 1, "failed": 1}
         assert await connection.fetchval("SELECT reference FROM outrider.outcome WHERE id = $1", taken[2].id) == "SM7"
         assert [one.id for one in await claimed(again)] == [taken[0].id]
@@ -547,7 +548,7 @@ async def test_a_row_in_two_open_claims_is_judged_once(house: House, connection:
         made.journal.answered(one.id, one.attempt, said.json())
     async with house(owner=owner) as again:
         await again.leases._take()
-        assert again.recovery.counts == {"free": 0, "answered": 1, "doubt": 0}
+        assert again.recovery.counts == {"free": 0, "answered": 1, "doubt": 0, "dead": 0}
     assert await states(connection) == {"accepted": 1}
 
 
@@ -561,7 +562,7 @@ async def test_a_crash_and_changed_settings_leave_no_group_unjudged(house: House
     renamed = settings({"default": [US, OTHER], "also": [OTHER, "+15550100000"]})
     async with house(owner=owner, configured=renamed) as again:
         await again.leases._take()
-        assert again.recovery.counts == {"free": 1, "answered": 2, "doubt": 1}
+        assert again.recovery.counts == {"free": 1, "answered": 2, "doubt": 1, "dead": 0}
         assert await connection.fetchval("SELECT count(*) FROM outrider.claim") == 0
         await again.leases._leave()
         assert set(again.leases.held) == {"+15550100000"}
@@ -595,21 +596,108 @@ async def test_recovery_may_be_run_again(house: House, connection: Connection) -
         await made.leases._take()
         await crash(made, await claimed(made))
     async with house(owner=owner) as again:
-        real = again.chores.ask
+        real = again.chores.fetch
 
-        async def ask(query: str, *arguments: object) -> list[asyncpg.Record]:
-            raise DatabaseDown("gone before the claims were closed")
+        async def fetch(name: str, *arguments: object) -> list[asyncpg.Record]:
+            if name == "release":
+                raise DatabaseDown("gone before the claims were closed")
+            return await real(name, *arguments)
 
-        again.chores.ask = ask  # type: ignore[method-assign]
+        again.chores.fetch = fetch  # type: ignore[method-assign]
         with pytest.raises(DatabaseDown):
             await again.leases._take()
         assert not again.leases.held
-        again.chores.ask = real  # type: ignore[method-assign]
+        again.chores.fetch = real  # type: ignore[method-assign]
         await again.leases._take()
     assert await states(connection) == {"queued": 1, "unknown": 1, "accepted": 1, "failed": 1}
     assert RANKS[Status.FAILED] == await connection.fetchval(
         "SELECT rank FROM outrider.outcome WHERE status = 'failed'"
     )
+
+
+# A database that was rolled back to a moment before the claim, as an asynchronous standby that was promoted is.
+
+ROLLED_BACK = (
+    "WITH undone AS (DELETE FROM outrider.outcome RETURNING id)"
+    " INSERT INTO outrider.queue (id, seq, lane, level, due_at) SELECT o.id, o.seq, 'default', 3, o.created_at"
+    " FROM undone JOIN outrider.outbox o USING (id)"
+)
+
+
+async def forget(connection: Connection) -> None:
+    await connection.execute(ROLLED_BACK)
+    await connection.execute("DELETE FROM outrider.claim")
+    await connection.execute("UPDATE outrider.queue SET state = 'ready', attempts = 0, due_at = now()")
+
+
+async def sent_and_accepted(made: Engine) -> list[Message]:
+    await made.leases._take()
+    taken = await claimed(made)
+    for one in taken:
+        said = word(one, one.group, Handed(Accepted("SM1")), now=made.desk.now(), exchange=sent(made, one))
+        made.journal.answered(one.id, one.attempt, said.json())
+        await made.ledger.write([said])
+    return taken
+
+
+async def test_what_the_database_has_forgotten_is_not_sent_again(house: House, connection: Connection) -> None:
+    owner = uuid4()
+    await insert(connection, 3)
+    async with house(owner=owner) as made:
+        (first, second, _) = await sent_and_accepted(made)
+        made.journal.dispatched(first.id, 2, US, 1, made._clock.tick())  # sent again later, and all of that is undone
+    await insert(connection, 1)
+    await forget(connection)
+    async with house(owner=owner) as again:
+        await again.leases._take()
+        assert await states(connection) == {"accepted": 2, "unknown": 1, "queued": 1}
+        story = await connection.fetchrow("SELECT * FROM outrider.attempt WHERE id = $1", first.id)
+        assert story is not None
+        assert (story["provider"], story["sender"], story["reason"]) == (
+            "sim",
+            US,
+            "it was sent, and the database had forgotten it",
+        )
+        reference = await connection.fetchval("SELECT reference FROM outrider.outcome WHERE id = $1", second.id)
+        assert reference == "SM1"  # the log knew the answer
+        assert len(await claimed(again)) == 1
+
+
+async def test_a_confirmed_copy_is_held_against_what_this_very_run_has_sent(
+    house: House, connection: Connection
+) -> None:
+    await insert(connection, 2)
+    async with house() as made:
+        await made.look_home()
+        await sent_and_accepted(made)
+        await insert(connection, 1)
+        await forget(connection)
+        await connection.execute("UPDATE outrider.home SET timeline = timeline + 1")
+        await made.look_home()
+        assert made.desk.held
+        assert made.wishes(frozenset({3})) == []
+        await connection.execute("UPDATE outrider.home SET timeline = timeline - 1")
+        await made.look_home()
+        assert not made.leases.may_write(US)  # nothing leaves before the log was asked
+        await made.leases._take()
+        assert made.leases.may_write(US)
+        assert await states(connection) == {"accepted": 2, "queued": 1}
+
+
+async def test_a_database_lost_while_nobody_asked_is_looked_at_before_the_next_claim(
+    house: House, connection: Connection
+) -> None:
+    async with house() as made:
+        await made.leases._take()
+        await claimed(made)
+        await connection.execute(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database()"
+            " AND application_name = 'outrider'"
+        )
+        await asyncio.sleep(0.1)
+        with pytest.raises(DatabaseDown, match="while nobody was asking"):
+            await claimed(made)
+        assert await claimed(made) == []
 
 
 async def test_announcing_tells_the_hour_of_the_database(house: House) -> None:

@@ -98,7 +98,7 @@ async def test_an_answer_of_just_the_limit_is_whole(kind: Kind) -> None:
     assert len(answer.body) == BODY_LIMIT
 
 
-@pytest.mark.parametrize("status", [200, 307, 308, 400, 429, 500, 503])
+@pytest.mark.parametrize("status", [200, 301, 302, 307, 308, 400, 429, 500, 503])
 async def test_any_whole_answer_is_the_dialects_to_judge_and_no_redirect_is_followed(kind: Kind, status: int) -> None:
     requests = 0
 

@@ -17,7 +17,8 @@ from daemon.core.lifecycle import Status
 from daemon.core.outcome import Uncertain
 from daemon.core.receipt import Receipt
 from daemon.core.verdict import Doubt
-from daemon.database import DatabaseDown
+from daemon.database import DatabaseDown, statement
+from daemon.horizon import OLD_S
 from daemon.inspector import AHEAD, GRACE_S
 from daemon.ledger import Exchange, word
 from daemon.outbox import Wish
@@ -389,6 +390,55 @@ def listing(*bodies: str) -> Callable[[web.Request], web.Response]:
         return web.json_response({"messages": entries, "next_page_uri": None})
 
     return answer
+
+
+async def test_whoever_keeps_vacuum_from_its_work_is_named_once(house: House, database: str) -> None:
+    clock = Wound()
+    async with house(clock=clock) as made:
+        culprit = await asyncpg.connect(database, server_settings={"application_name": "a report"})
+        snapshot = culprit.transaction(isolation="repeatable_read")
+        await snapshot.start()
+        pid = await culprit.fetchval("SELECT pg_backend_pid()")
+        observer, held = made.janitor._observer, []
+
+        async def look() -> None:
+            await made.janitor._look_at_the_horizon()
+            held.append(observer.health().detail["vacuum_held"])
+
+        await look()
+        clock.go(OLD_S + 60)
+        await look()
+        await look()
+        await snapshot.rollback()
+        await look()
+        await culprit.close()
+        named = f"process {pid} (a report) has kept vacuum from its work for 6 min"
+        assert held == [None, named, named, None]  # at first it has only just been seen
+        assert [one.what for one in observer._troubles] == [named]
+
+
+async def test_a_transaction_that_only_wrote_and_a_prepared_one_are_seen_too(
+    connection: Connection, database: str
+) -> None:
+    writer = await asyncpg.connect(database, server_settings={"application_name": "a writer"})
+    async with writer.transaction():
+        await writer.execute("INSERT INTO outrider.pause (what, reason) VALUES ('all', 'x')")
+        (row,) = await connection.fetch(statement("horizon"))
+        assert "(a writer)" in row["who"]
+        assert row["age_s"] >= 0  # a superuser may know
+    assert await connection.fetch(statement("horizon")) == []
+    await writer.close()
+
+
+async def test_an_unprivileged_daemon_sees_who_and_remembers_since_when(connection: Connection, database: str) -> None:
+    holder = await asyncpg.connect(database, server_settings={"application_name": "a report"})
+    async with holder.transaction(isolation="repeatable_read"):
+        await holder.fetchval("SELECT 1")
+        await connection.execute("SET ROLE outrider_daemon")
+        (row,) = await connection.fetch(statement("horizon"))
+        assert "(a report)" in row["who"]
+        assert row["age_s"] is None
+    await holder.close()
 
 
 async def test_a_provider_that_knows_the_message_ends_the_doubt(house: House, connection: Connection) -> None:

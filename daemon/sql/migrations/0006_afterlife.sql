@@ -69,14 +69,19 @@ CREATE FUNCTION outrider.dead_letters(
     LANGUAGE sql STABLE SECURITY DEFINER
     SET search_path = pg_catalog, pg_temp
 AS $$
-    SELECT u.updated_at, u.id, o.tenant, o.service, o.intent, u.status, u.code, u.reason, u.attempts, u.provider, u.sender,
+    SELECT u.updated_at, u.id, o.tenant, o.service, o.intent, u.status, u.code, u.reason, u.attempts, had.provider, u.sender,
            outrider.mask(o.recipient)
       FROM outrider.outcome u JOIN outrider.outbox o ON o.id = u.id
+     -- Of what a decision ended, the attempt alone says who had it.
+     CROSS JOIN LATERAL (SELECT coalesce(u.provider, (SELECT a.provider FROM outrider.attempt a
+                                                       WHERE a.id = u.id AND a.provider IS NOT NULL
+                                                       ORDER BY a.attempt DESC LIMIT 1)) AS provider) AS had
      WHERE u.status IN ('dead', 'failed', 'undelivered')
        AND (dead_letters.status IS NULL OR u.status = dead_letters.status)
        AND u.updated_at >= coalesce(dead_letters.since, '-infinity') AND u.updated_at < coalesce(dead_letters.until, 'infinity')
-       AND (dead_letters.provider IS NULL OR u.provider = dead_letters.provider)
-       AND (dead_letters.reason IS NULL OR u.reason ILIKE dead_letters.reason OR u.code = dead_letters.reason)
+       AND (dead_letters.provider IS NULL OR had.provider = dead_letters.provider)
+       AND (dead_letters.reason IS NULL OR coalesce(u.reason, '') ILIKE dead_letters.reason
+            OR u.code = dead_letters.reason)
        AND (dead_letters.tags IS NULL OR o.tags @> dead_letters.tags)
        AND (dead_letters.intent IS NULL OR o.intent = dead_letters.intent)
        AND (dead_letters.service IS NULL OR o.service = dead_letters.service)
@@ -161,8 +166,12 @@ CREATE FUNCTION outrider.replay(
     RETURNS TABLE (message uuid, answer text, segments integer, due_at timestamptz)
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path = pg_catalog, pg_temp
+    SET enable_seqscan = off  -- from key to key, whatever is believed about the tables
+    SET enable_mergejoin = off
 AS $$
 #variable_conflict use_column
+DECLARE
+    begun timestamptz;
 BEGIN
     IF per_second IS NULL OR NOT per_second BETWEEN 0.001 AND 100000 OR cardinality(messages) > 10000 THEN
         RAISE EXCEPTION 'a replay takes up to 10,000 messages, and from 0.001 to 100,000 of them a second';
@@ -172,21 +181,21 @@ BEGIN
     LOCK TABLE ONLY outrider.receipt IN SHARE MODE;
     PERFORM FROM outrider.outcome u WHERE u.id = ANY (messages) ORDER BY u.id FOR UPDATE;
     PERFORM FROM outrider.outbox o WHERE o.id = ANY (messages) ORDER BY o.id FOR SHARE;  -- its text is not taken now
+    begun := greatest(starting, clock_timestamp());
     RETURN QUERY
     WITH told AS MATERIALIZED (
         SELECT a.message, a.answer, a.segments FROM outrider.replay_answers(messages, replay.doubtful) AS a
     ), turn AS (
         SELECT o.id, o.seq, o.sender, o.service, o.intent, u.attempts, u.status, u.code, u.reason,
                outrider.useless_at(o.created_at, o.send_at, o.validity, o.expires_at) AS useless_at,
-               greatest(starting, clock_timestamp())
-               + make_interval(secs => (row_number() OVER (ORDER BY o.seq) - 1) / per_second) AS due_at
+               begun + make_interval(secs => (row_number() OVER (ORDER BY o.seq) - 1) / per_second) AS due_at
           FROM told t JOIN outrider.outbox o ON o.id = t.message JOIN outrider.outcome u ON u.id = t.message
          WHERE t.answer = 'replayed'
     ), fit AS MATERIALIZED (
         SELECT t.*, greatest(t.attempts, (SELECT max(a.attempt) FROM outrider.attempt a WHERE a.id = t.id)) AS last
           FROM turn t WHERE t.useless_at IS NULL OR t.useless_at > t.due_at
     ), gone AS (
-        DELETE FROM outrider.outcome u USING fit f WHERE u.id = f.id AND u.id = ANY (messages)
+        DELETE FROM outrider.outcome u USING fit f WHERE u.id = f.id
     ), queued AS (
         INSERT INTO outrider.queue (id, seq, lane, level, due_at, attempts, reason)
         SELECT f.id, f.seq, CASE WHEN f.sender IS NOT NULL THEN '@' || left(f.sender, 100)
@@ -272,7 +281,7 @@ BEGIN
     ), blanked AS (
         UPDATE outrider.outbox o
            SET body = NULL, variables = NULL, subject = NULL, content = NULL, media = NULL, fallback = NULL, blanked_at = moment
-          FROM seen s WHERE o.id = s.id AND o.id = ANY (ids) AND s.until <= moment
+          FROM seen s WHERE o.id = s.id AND s.until <= moment
     ), kept AS (
         INSERT INTO outrider.straggler (id, look_at)
         SELECT id, coalesce(until, moment + interval '1 day') FROM seen WHERE remember AND (until <= moment) IS NOT TRUE
@@ -315,8 +324,9 @@ CREATE FUNCTION outrider.blank_texts(most integer DEFAULT 500) RETURNS integer
     SET enable_seqscan = off
 AS $$
 DECLARE
-    old timestamptz := clock_timestamp() - outrider.kept('body');
-    ids uuid[];
+    moment timestamptz := clock_timestamp();
+    old    timestamptz := moment - outrider.kept('body');
+    ids    uuid[];
 BEGIN
     PERFORM FROM outrider.progress WHERE what = 'texts' FOR UPDATE SKIP LOCKED;
     IF NOT FOUND THEN
@@ -328,7 +338,7 @@ BEGIN
     IF cardinality(ids) > 0 THEN
         UPDATE outrider.progress SET upto = ids[cardinality(ids)] WHERE what = 'texts';
     ELSE
-        ids := ARRAY(SELECT s.id FROM outrider.straggler s WHERE s.look_at <= clock_timestamp() ORDER BY s.look_at LIMIT most);
+        ids := ARRAY(SELECT s.id FROM outrider.straggler s WHERE s.look_at <= moment ORDER BY s.look_at LIMIT most);
     END IF;
     IF cardinality(ids) = 0 THEN
         ids := ARRAY(SELECT o.id FROM outrider.outbox_default o
@@ -348,10 +358,11 @@ CREATE FUNCTION outrider.forget_keys(most integer DEFAULT 500) RETURNS integer
     SET enable_seqscan = off
 AS $$
 DECLARE
-    gone integer;
+    moment timestamptz := clock_timestamp();  -- an index knows nothing of a clock that goes on
+    gone   integer;
 BEGIN
     WITH old AS (
-        SELECT k.digest FROM outrider.idempotency k WHERE k.until <= clock_timestamp() LIMIT most FOR UPDATE SKIP LOCKED
+        SELECT k.digest FROM outrider.idempotency k WHERE k.until <= moment LIMIT most FOR UPDATE SKIP LOCKED
     )
     DELETE FROM outrider.idempotency k USING old WHERE k.digest = old.digest;
     GET DIAGNOSTICS gone = ROW_COUNT;
@@ -470,7 +481,7 @@ END
 $$;
 
 -- Receipts past their time, week by week. That a message was sent may stand in its receipts alone (sql/receive.sql), so
--- they are first read once, some blocks at a time, and the word is passed on. Returns how many blocks it read, or 0.
+-- they are first read once, some blocks at a time, and the word is passed on.
 CREATE FUNCTION outrider.drop_receipts(most integer DEFAULT 500) RETURNS integer
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path = pg_catalog, pg_temp
@@ -517,6 +528,7 @@ BEGIN
     BEGIN
         EXECUTE format('DROP TABLE outrider.%I', week);
         DELETE FROM outrider.progress WHERE what = week;
+        RETURN most;  -- there may be another
     EXCEPTION WHEN lock_not_available THEN
         RAISE WARNING '% is not dropped now: it is in use', week;
     END;
