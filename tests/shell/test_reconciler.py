@@ -247,13 +247,13 @@ async def test_a_parked_receipt_is_merged_when_its_message_is_known(house: House
     async with house() as made:
         (id,) = await handed(made, connection, hours_ago=0)
         ref = f"SM{id.hex}"
-        lost = [Receipt(ref, Status.SENT, final=False), Receipt(ref, Status.DELIVERED)]
+        lost = [Receipt(ref, Status.SENT, final=False), Receipt(ref, Status.UNDELIVERED, "30005")]
         await made.book.hear([News(None, None, "sim", one) for one in lost])
         await made.book.hear([News(uuid4(), 1, "sim", Receipt("SM7", Status.DELIVERED))])
         await connection.execute("UPDATE outrider.parked SET look_at = now()")
         assert (await stands(connection, id))[0] == "accepted"
         assert await made.reconciler.place() == 1
-        assert (await stands(connection, id))[0] == "delivered"
+        assert (await stands(connection, id))[0] == "undelivered"
         assert [row[0] for row in await connection.fetch("SELECT reference FROM outrider.parked")] == ["SM7"]
         assert b"outrider_receipts_parked 1.0" in made.reconciler._observer.metrics()[0]
         await connection.execute("UPDATE outrider.parked SET look_at = now(), since = now() - interval '73 hours'")

@@ -159,6 +159,7 @@ async def test_an_ordinary_story_holds_no_anomaly(connection: Connection, actor:
     assert await connection.fetchval("SELECT outrider.replay($1)", other)
     await actor.settle(await actor.claim())
     await actor.hear(other, 2, S.DELIVERED)
+    await actor.receive([(other, n, Receipt(reference(other), said)) for n, said in ((1, S.UNDELIVERED), (2, S.READ))])
     assert await odd(connection) == [], "an attempt that failed, and the next that did not, contradict nobody"
 
 
@@ -274,6 +275,33 @@ async def test_only_what_moved_is_counted_again(connection: Connection) -> None:
     rows = await connection.fetch("SELECT number FROM outrider.page WHERE counted_at BETWEEN $1 AND now()", before)
     assert {row["number"] for row in rows} == {2, 6, 7, 5}, "moved, the newest two, and the one counted longest ago"
     assert await connection.fetchval("SELECT sum(settled) FROM outrider.conservation") == 1
+
+
+async def test_a_difference_is_looked_at_until_it_is_gone(connection: Connection) -> None:
+    """In a page where nothing moves in the queue, among many that were counted longer ago."""
+    for page in range(9):
+        await connection.execute("SELECT setval('outrider.outbox_seq_seq', $1)", max(page * 10_000, 1))
+        await insert(connection, 1)
+    lost = await connection.fetchval("DELETE FROM outrider.queue WHERE seq / 10000 = 4 RETURNING id")
+    assert await look(connection) == 1
+    await connection.execute("UPDATE outrider.page SET counted_at = now() + interval '1 hour' WHERE number = 4")
+    await connection.execute(
+        "INSERT INTO outrider.outcome (id, status, rank, reason) VALUES ($1, 'dead', 5, 'written off by hand')", lost
+    )
+    assert await look(connection) == 0
+
+
+async def test_what_is_forgotten_leaves_the_books(connection: Connection, actor: Actor) -> None:
+    """Retention takes messages and outcomes of a week together."""
+    (id,) = await accepted(connection, actor)
+    assert await look(connection) == 0
+    await connection.execute("SELECT setval('outrider.outbox_seq_seq', 100000)")
+    await insert(connection, 2)
+    await connection.execute("WITH u AS (DELETE FROM outrider.outcome) DELETE FROM outrider.outbox WHERE id = $1", id)
+    for _ in range(4):
+        assert await look(connection) == 0
+    assert await books(connection) == [("marketing", 2, 0, 2, 0)]
+    assert await connection.fetchval("SELECT min(number) FROM outrider.page") >= 9
 
 
 async def test_of_two_lookers_one_looks(connection: Connection, enter: Enter) -> None:
