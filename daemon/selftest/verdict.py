@@ -197,9 +197,9 @@ def _deaths(seen: Evidence) -> tuple[list[Death], list[UUID]]:
             number = next((k for k, kill in enumerate(seen.kills) if one.at <= kill.at), len(seen.kills) - 1)
             doubts[number].add(Sent(one.id, one.attempt))
     arrived, deaths, unfounded = set(seen.sent), [], []
-    for unheard, unsure, mine in zip(seen.unheard, seen.unsure, doubts, strict=True):
+    for unheard, unproven, mine in zip(seen.unheard, seen.unproven, doubts, strict=True):
         # What the provider saw, and what had a connection in hand and never reached it.
-        wire = unheard | (mine & unsure) | (mine - arrived)
+        wire = unheard | (mine & unproven) | (mine - arrived)
         deaths.append(Death(on_the_wire=len(wire), ambiguous=len(mine), unarrived=len(mine - arrived)))
         unfounded += [id for id, _ in mine - wire]
     return deaths, unfounded
