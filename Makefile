@@ -38,12 +38,13 @@ format: $(VENV)/dev.stamp ## put the code into shape
 	$(BIN)/ruff check --fix-only --quiet .
 	$(BIN)/ruff format .
 
-bench: $(VENV)/dev.stamp ## measure against the others, in one run
+bench: $(VENV)/dev.stamp $(VENV)/bench.stamp ## measure against the others, in one run
 	$(BIN)/python -m bench $(ARGS)
 
 lock: ## make requirements/*.txt anew from pyproject.toml (needs uv); -U through ARGS upgrades
 	$(LOCK) $(ARGS) --output-file requirements/run.txt
 	$(LOCK) $(ARGS) --group dev --output-file requirements/dev.txt
+	$(LOCK) $(ARGS) --group bench --constraints requirements/dev.txt --output-file requirements/bench.txt
 
 clean: ## remove what the other targets made
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .coverage build dist

@@ -2,9 +2,9 @@
 The bench: Outrider beside what it is built on, on this machine, in one run.
 
 Each round runs everybody once, one after the other, against the same sink (a provider that says yes to everything): a
-bare protocol, which shows how fast the sink can be asked at all; aiohttp's client alone; Outrider as shipped; and
-PgQueuer with aiohttp, where it is installed. At the end login codes are inserted at a steady rate, to see how long
-they take from commit to provider.
+bare protocol, which shows how fast the sink can be asked at all; aiohttp's client alone; Outrider as shipped; and what
+a user would otherwise pick, where it is installed. At the end login codes are inserted at a steady rate, to see how
+long they take from commit to provider.
 """
 
 from __future__ import annotations
@@ -18,8 +18,10 @@ import orjson
 import uvloop
 from rich.console import Console
 
-from bench import load, outrider, pgqueuer_peer
+from bench import load, outrider
 from bench.messages import MESSAGES_MAX
+from bench.peers import PEERS
+from bench.picture import drawn
 from bench.report import Report, Round
 from daemon.database import connect
 from daemon.embedded import EmbeddedError
@@ -34,7 +36,7 @@ EPILOG = """\
 examples:
   make bench
   outrider bench --rounds 9
-  outrider bench --json result.json       the figures as one JSON object, and the tables as well
+  outrider bench --json result.json --picture result.svg     the figures, and a drawing of them, as files
   outrider bench --json | jq .ratios
 
 Believe ratios only, and only those of one run. Let nothing else run meanwhile; "sink_headroom" below 3 means that the
@@ -74,25 +76,31 @@ async def _round(
 ) -> tuple[Round, list[float]]:
     count, in_flight = arguments.messages, arguments.in_flight
     lean = await load.client("lean", sink, count, min(in_flight, 64))
-    errors.print(f"  bare protocol     {lean.rate:8,.0f} /s")
+    _tell("a bare protocol", lean.rate)
     raw = await load.client("raw", sink, count, in_flight)
-    errors.print(f"  aiohttp's client  {raw.rate:8,.0f} /s")
+    _tell("aiohttp's client", raw.rate)
     delays: list[float] = []
     async with outrider.Outrider.installed(server, f"bench_{number}") as ours:
         drain = await ours.drain(sink, count, in_flight)
-        errors.print(f"  Outrider          {drain.rate:8,.0f} /s")
+        _tell("Outrider", drain.rate)
         if codes_s:
             delays = await ours.latency(sink, seconds=codes_s, per_second=CODES_PER_SECOND)
     again = await load.client("raw", sink, count, in_flight)
-    errors.print(f"  aiohttp's client  {again.rate:8,.0f} /s, again")
-    peer = None
-    if pgqueuer_peer.INSTALLED:
-        peer = await pgqueuer_peer.drain(server, sink, count, in_flight, name=f"peer_{number}")
-        errors.print(f"  PgQueuer          {peer.rate:8,.0f} /s")
-    elif number == 1:
-        errors.print(f"  PgQueuer          {pgqueuer_peer.HOW}")
+    _tell("aiohttp's client again", again.rate)
+    peers = {}
+    for peer in PEERS:
+        if peer.installed:
+            run = await peer.drain(server, sink, count, in_flight, database=f"peer_{number}_{peer.key}")
+            peers[peer.key] = run
+            _tell(peer.name, run.rate)
+        elif number == 1:
+            errors.print(f"  {peer.name:24} not installed; `make bench` installs it")
     # Before and after us: a machine that is shared grows quicker and slower within a round.
-    return Round(lean=lean, raw=load.mean(raw, again), outrider=drain, pgqueuer=peer), delays
+    return Round(lean=lean, raw=load.mean(raw, again), outrider=drain, peers=peers), delays
+
+
+def _tell(who: str, rate: float) -> None:
+    errors.print(f"  {who:24} {rate:8,.0f} /s", markup=False)
 
 
 def _percentiles(seconds: Sequence[float]) -> dict[str, float]:
@@ -122,6 +130,7 @@ def main(words: Sequence[str]) -> int:
     parser.add_argument("--in-flight", type=_number(1, 1_000), default=256, help="requests at a time (default: 256)")
     parser.add_argument("--codes", type=float, default=10.0, metavar="SECONDS", help="of login codes (default: 10)")
     parser.add_argument("--json", nargs="?", const="-", metavar="FILE", help="the figures; without FILE, to stdout")
+    parser.add_argument("--picture", type=Path, metavar="FILE", help="a drawing of the rates, as SVG")
     arguments = parser.parse_args(words)
     try:
         report = uvloop.run(bench(arguments))
@@ -133,6 +142,8 @@ def main(words: Sequence[str]) -> int:
     if arguments.json:
         text = orjson.dumps(report.document(), option=orjson.OPT_INDENT_2).decode() + "\n"
         sys.stdout.write(text) if arguments.json == "-" else Path(arguments.json).write_text(text, encoding="utf-8")
+    if arguments.picture:
+        arguments.picture.write_text(drawn(report), encoding="utf-8")
     if not report.ok:
         errors.print("something was lost, sent twice or not written down", style="red")
     return 0 if report.ok else 1

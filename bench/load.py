@@ -37,7 +37,8 @@ class BenchError(Exception):
 class Run:
     """What one client did: messages per second by the sink's clock, CPU seconds per 1,000 messages."""
 
-    messages: int
+    asked: int  # to post so many
+    messages: int  # that the sink has accepted
     rate: float
     cpu: float
     distinct: int  # recipients the sink has seen
@@ -111,7 +112,9 @@ async def client(module: str, sink: Sink, *arguments: object) -> Run:
     told = orjson.loads(said)
     distinct = len({to for _, to in await sink.arrivals()})
     cpu = told["cpu_s"] / told["messages"] * 1000
-    return Run(messages=await sink.accepted(), rate=await sink.rate(), cpu=cpu, distinct=distinct)
+    return Run(
+        asked=told["messages"], messages=await sink.accepted(), rate=await sink.rate(), cpu=cpu, distinct=distinct
+    )
 
 
 def mean(one: Run, other: Run) -> Run:

@@ -9,15 +9,17 @@ from __future__ import annotations
 
 import os
 import platform
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from statistics import median
 from typing import TYPE_CHECKING
 
 from rich.table import Table
 
+from bench.peers import PEERS
+
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from bench.load import Run
     from bench.outrider import Drain
@@ -33,14 +35,13 @@ class Round:
     lean: Run
     raw: Run
     outrider: Drain
-    pgqueuer: Run | None = None
+    peers: Mapping[str, Run] = field(default_factory=dict)  # by key: those that are installed
 
     def ratios(self) -> dict[str, float | None]:
         """Outrider's rate over each of the others' (DESIGN 2.3), and the sink's ceiling over the quickest of both."""
-        peer = self.pgqueuer
+        ours, peers = self.outrider.rate, self.peers
         return {
-            "pgqueuer": None if peer is None else self.outrider.rate / peer.rate,
-            "procrastinate": None,
+            **{peer.key: ours / peers[peer.key].rate if peer.key in peers else None for peer in PEERS},
             "raw_aiohttp": self.outrider.rate / self.raw.rate,
             "raw_protocol": self.outrider.rate / self.lean.rate,
             "sink_headroom": self.lean.rate / max(self.raw.rate, self.outrider.rate),
@@ -60,8 +61,9 @@ class Report:
     @property
     def ok(self) -> bool:
         """Whether everybody's messages arrived, each once, and Outrider has written down that they did."""
-        everybody = [run for one in self.rounds for run in (one.lean, one.raw, one.outrider, one.pgqueuer) if run]
+        everybody = [run for one in self.rounds for run in (one.lean, one.raw, one.outrider)]
         arrived = all(run.messages == run.distinct == self.messages for run in everybody)
+        arrived &= all(run.messages == run.distinct == run.asked for one in self.rounds for run in one.peers.values())
         return arrived and all(one.outrider.settled == self.messages for one in self.rounds)
 
     def spread(self) -> dict[str, tuple[float, float, float] | None]:
@@ -103,7 +105,7 @@ class Report:
             table.add_column(name, justify="right")
         names = {
             "raw_aiohttp": "aiohttp's client alone",
-            "pgqueuer": "PgQueuer + aiohttp",
+            **{peer.key: peer.name for peer in PEERS},
             "raw_protocol": "a bare protocol (the ceiling)",
             "sink_headroom": "(the sink's ceiling over the quicker of both)",
         }
@@ -118,7 +120,7 @@ class Report:
     def _of_figures(self) -> Table:
         table = Table(
             title=f"The middle of {len(self.rounds)}, {self.messages:,} messages each, {self.in_flight} in flight",
-            caption="On this machine, at this hour: compare nothing but ratios.",
+            caption="On this machine, at this hour: compare nothing but ratios. Queues: with their Postgres.",
             title_justify="left",
         )
         for name in ("", "messages/s", "CPU s per 1,000", "WAL bytes a message"):
@@ -126,7 +128,8 @@ class Report:
         rounds = self.rounds
         self._add(table, "a bare protocol", [one.lean for one in rounds])
         self._add(table, "aiohttp's client", [one.raw for one in rounds])
-        self._add(table, "PgQueuer and Postgres", [one.pgqueuer for one in rounds if one.pgqueuer])
+        for peer in PEERS:
+            self._add(table, peer.name, [one.peers[peer.key] for one in rounds if peer.key in one.peers])
         drains = [one.outrider for one in rounds]
         self._add(table, "Outrider, its daemon", drains)
         wal = f"{median(one.wal_insert for one in drains):,.0f} inserted, {median(one.wal for one in drains):,.0f} then"

@@ -13,7 +13,7 @@ import gc
 import signal
 import socket
 import time
-from contextlib import AbstractAsyncContextManager, AsyncExitStack
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, suppress
 from typing import TYPE_CHECKING
 
 import structlog
@@ -125,7 +125,8 @@ class App:
         """Make everything that needs no database. Raises StateFolderInUse or EmbeddedError."""
         clock = Clock()
         state = settings.daemon.state
-        journal = Journal(state, boot_id=clock.boot_id())
+        owner = identity.instance_id(state)
+        journal = Journal(state, boot_id=clock.boot_id(), owner=str(owner))
         memory = journal.recall()
         dsn = settings.database.url
         if settings.database.embedded:
@@ -150,7 +151,6 @@ class App:
                 tick=clock.tick,
                 observer=observer,
             )
-        owner = identity.instance_id(state)
         engine = Engine(
             settings, clock, dsn=dsn, journal=journal, memory=memory, owner=owner, observer=observer, gates=gates
         )
@@ -178,6 +178,7 @@ class App:
             Stage(engine.signals, after=self._opened, until=home),
             Stage(engine.inspector, after=self._opened, until=stop),
             Stage(engine.janitor, after=self._opened, until=stop),
+            Stage(engine.keeper, after=self._opened, until=stop),
             Stage(Pulse(engine, self._observer), until=written),
             Stage(Ear(settings.database.listen_url or self._dsn, engine.outbox.wake), after=self._opened, until=stop),
             Stage(_Late(self._public, "public"), after=self._opened, until=written),
@@ -224,6 +225,8 @@ class App:
         self._observer.draining()
         notify("STOPPING=1", "STATUS=draining")
         log.info("daemon.draining", in_hand=self._engine.outbox.in_hand)
+        with suppress(DatabaseDown):
+            await self._engine.withdraw()
 
     def reload(self) -> None:
         """SIGHUP: read the file again, validate it whole, tell what changes, take it up."""

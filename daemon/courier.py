@@ -59,7 +59,9 @@ class Courier:
     async def _carry(self, message: Message) -> tuple[Verdict, Exchange | None]:
         if not self._desk.serves(message):
             return Again(self._desk.now(), "given back: its lane was removed", spent=False), None
+        self._journal.in_the_works(message.id, message.attempt)
         refusal = self._desk.prepare(message)
+        self._journal.prepared()
         if refusal is not None:
             return Ended(refusal.status, refusal.reason), None
         match self._router.choose(message):

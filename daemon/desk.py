@@ -180,6 +180,15 @@ class Desk:
         """The provider of *sender*."""
         return self._providers.get(sender)
 
+    def senders_of(self, row: Record) -> tuple[str, ...]:
+        """By whom a message in doubt was sent, or, where no log tells, may have been."""
+        if row["sender"] is not None:
+            return (row["sender"],)
+        if row["lane"].startswith("@"):
+            return (row["lane"][1:],)
+        service = self.settings.services.get(row["lane"])
+        return service.senders if service is not None else ()
+
     def group_of(self, lane: str) -> str | None:
         """The group whose lease covers *lane*."""
         return self.lanes.get(lane)
@@ -200,6 +209,10 @@ class Desk:
             return ""
         filled = template.render(self._known.templates[name], variables if isinstance(variables, dict) else {})
         return filled if isinstance(filled, str) else ""
+
+    def cost(self, row: Record) -> int:
+        """Segments of a row that another daemon had in hand."""
+        return segments(self.text_of(row["body"], row["template"], as_object(row["variables"])))
 
     def _useless_at(self, service: str, first_due: float, expires_at: float | None) -> float | None:
         settings: Service | None = self.settings.services.get(service)

@@ -33,14 +33,15 @@ from daemon.ledger import Ledger
 from daemon.outbox import BATCH, Outbox, Wish
 from daemon.outbox import STATEMENTS as OUTBOX
 from daemon.receipts import ReceiptBook
+from daemon.recovery import DEBT_S, Recovery
 from daemon.recovery import STATEMENTS as RECOVERY
-from daemon.recovery import Recovery
+from daemon.retention import Keeper
 from daemon.router import Pool, Router
 from daemon.signals import STATEMENTS as SIGNALS
 from daemon.signals import Signals
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from uuid import UUID
 
     from daemon.clock import Clock
@@ -53,7 +54,6 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger()
 
-DEBT_S = 120.0  # how far back the dispatch log matters for pacing: the longest message at the slowest rate
 QUESTIONS = 10  # questions to providers a second: a leaky bucket, where exactness does not matter
 
 
@@ -90,12 +90,14 @@ class Engine:
         )  # fmt: skip
         self.ledger = Ledger(self.settlements, journal, self.outbox, owner=owner, observer=observer)
         self.recovery = Recovery(
-            self.chores, self.ledger, memory, owner=owner, now=desk.now, provider_of=desk.provider_of, tick=clock.tick,
-            group_of=desk.group_of,
+            self.chores, self.ledger, memory, self.lanes, owner=owner, now=desk.now, tick=clock.tick,
+            provider_of=desk.provider_of, group_of=desk.group_of, cost=desk.cost,
         )  # fmt: skip
+        self.withdrawn = False  # whether it takes no share of the groups any more: it is stopping
         self.leases = Leases(
-            self.chores, owner=owner, groups=self._groups, reconcile=self.recovery.reconcile, tick=clock.tick,
-            exchange_s=max((gate.timeout_s for gate in gates.values()), default=0.0), in_hand=self.outbox.holds,
+            self.chores, owner=owner, groups=self._groups, digest=self._digest, journal=journal,
+            reconcile=self.recovery.reconcile, tick=clock.tick, in_hand=self.outbox.holds, release=self.lanes.release,
+            exchange_s=max((gate.timeout_s for gate in gates.values()), default=0.0),
         )  # fmt: skip
         desk.leases = self.leases
         self.courier = Courier(desk, self.router, journal, self.ledger)
@@ -105,6 +107,7 @@ class Engine:
         self.janitor = Janitor(
             self.looks, desk, self.leases, gates, observer, questions=AsyncLimiter(QUESTIONS, 1), woken=self.outbox.wake
         )
+        self.keeper = Keeper(dsn, desk)
         self.book = ReceiptBook(self.receipts, observer)
         self.reload(settings)
 
@@ -115,6 +118,8 @@ class Engine:
         """Take up *settings*: debt and logs are kept, and judged by the new rates."""
         self.settings = settings
         self._settled_groups = settings.groups()  # 150 µs for 200 senders, and asked for with every claim
+        self._senders_of = {group.name: group.senders for group in self._settled_groups}
+        self._hash = settings.digest()
         self.desk.reload(settings)
         self.lanes.reload([_sender(sender) for sender in settings.senders])
         self.router.reload(
@@ -144,7 +149,8 @@ class Engine:
         self.desk.warm()
         now = self._clock.tick()
         recent = [dispatch for dispatch in self._memory.dispatched.values() if now - DEBT_S < dispatch.tick <= now]
-        self.lanes.remember(recent, full=self._memory.boot_id != self._clock.boot_id())
+        self.lanes.remember(recent)
+        await self.recovery.testify()
         self.journal.open()
 
     async def look_home(self) -> None:
@@ -156,7 +162,9 @@ class Engine:
             else:
                 log.info("database.confirmed")
                 # It may be older than what was sent: nothing leaves before the dispatch log has been held against it.
-                self.recovery.remember(self.journal.recall())
+                told = self.journal.recall()
+                told.in_the_works.clear()  # nobody has died of it
+                self.recovery.remember(told)
                 self.leases.renounce()
                 await self.signals.begin()  # transaction numbers may have gone back
         self.desk.key, self.desk.held = home.token_key, home.stranger
@@ -165,14 +173,19 @@ class Engine:
         """Tell other daemons, and whoever looks, that we are here. Raises DatabaseDown."""
         said = await self.chores.fetch(
             "announce", self.owner, socket.gethostname(), os.getpid(), __version__,
-            datetime.fromtimestamp(self.started, UTC), self.settings.digest(), sorted(self.settings.services),
-            sorted(self.leases.held), list(self.leases.held), list(self.leases.held.values()),
+            datetime.fromtimestamp(self.started, UTC), self._hash, sorted(self.settings.services),
+            list(self._senders_of), list(self.leases.held), list(self.leases.held.values()), bool(self._groups()),
         )  # fmt: skip
         if not self._levels_published:
             await self._publish_levels()
         self.desk.skew_s = said[0]["now"] - self._clock.now()
         if self.leases.held and not said[0]["unreconciled"]:
             self.journal.forget_old()
+
+    async def withdraw(self) -> None:
+        """Take no share any more: others take what we let go of, as it comes home. Raises DatabaseDown."""
+        self.withdrawn = True
+        await self.announce()
 
     async def opt_out(self, recipient: str) -> None:
         """A person said stop: in force here before this returns, elsewhere within a second. Raises DatabaseDown."""
@@ -196,7 +209,7 @@ class Engine:
         return [
             Wish(group.name, lane, level, room)
             for group in self._settled_groups
-            if self.leases.may_write(group.name)
+            if self.leases.may_claim(group.name)
             for lane, senders in self._lanes_of(group.services, group.senders)
             if (free := self._free(senders, now))
             for level in sorted(levels)
@@ -227,8 +240,11 @@ class Engine:
             room = min(room, sum(quota for quota in quotas.values() if quota is not None))
         return room
 
-    def _groups(self) -> list[str]:
-        return [] if self.desk.held else [group.name for group in self._settled_groups]
+    def _groups(self) -> Mapping[str, Sequence[str]]:
+        return {} if self.desk.held or self.withdrawn else self._senders_of
+
+    def _digest(self) -> str:
+        return self._hash
 
     async def _publish_levels(self) -> None:
         levels = {word.value: intent.level for word, intent in self.settings.intents.items()}

@@ -32,6 +32,7 @@ EVENTS: Mapping[str, tuple[str, ...]] = {
     "schema.migrated": ("step",),
     "schema.refused": ("reason",),  # outside the range this version knows
     "lease.taken": ("group", "epoch"),
+    "lease.given": ("group", "epoch"),  # back: it is another daemon's share, or we are stopping
     "lease.lost": ("group", "epoch"),
     "leases.kept": ("reason",),  # could not be given back on the way out: they run out by themselves
     "signal.heard": ("kind", "message_id", "what"),
@@ -40,6 +41,8 @@ EVENTS: Mapping[str, tuple[str, ...]] = {
     "journal.failed": ("error",),  # the dispatch log cannot be written: what would leave now is held
     "courier.stumbled": ("message_id",),  # our own fault: the message is parked
     "rows.refused": ("count", "first_reason"),  # the inspector ended rows early
+    "weeks.dropped": ("weeks",),  # retention: everything in them was past its time
+    "retention.interrupted": ("error",),  # a piece was not done, and is tried again
     # providers
     "gate.changed": ("provider", "was", "now", "reason"),
     "sender.rested": ("sender", "provider", "code", "reason"),  # a provider will not have this sender for now

@@ -66,6 +66,7 @@ class Gate:
         self._tick = tick
         self._observer = observer
         self._usual_s = SLOW_MIN_S / SLOW_FACTOR  # a running high quantile of the time an exchange takes
+        self._slow_s = SLOW_MIN_S  # from here on one is called slow
         self.refused: str | None = None  # why the provider refuses our account, while it does
 
     @property
@@ -126,16 +127,13 @@ class Gate:
                 self.refused = None
                 # Climbs fast and sinks slowly, so it stays near the top of what is usual.
                 self._usual_s += (took_s - self._usual_s) * (0.2 if took_s > self._usual_s else 0.001)
+                self._slow_s = max(SLOW_MIN_S, SLOW_FACTOR * self._usual_s)
             case Rejected(Fault.ACCOUNT, code, reason):
                 self.refused = f"{code}: {reason}"
                 self._breaker = breaker.force_open(self._breaker, now + ACCOUNT_REST_S)
         if self._breaker is not before:
             self._tell(before)
         return took_s
-
-    @property
-    def _slow_s(self) -> float:
-        return max(SLOW_MIN_S, SLOW_FACTOR * self._usual_s)
 
     def _told(self, flight: Flight, sign: Sign, now: float) -> None:
         self._breaker = breaker.learn(

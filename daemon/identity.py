@@ -8,6 +8,8 @@ holds until an operator says that this one is now the only one that sends (``out
 
 from __future__ import annotations
 
+import os
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 from uuid import UUID, uuid4
@@ -35,14 +37,23 @@ class Home:
 
 
 def instance_id(folder: Path) -> UUID:
-    """The id of this state folder's daemon; made on first use."""
-    path = folder / "instance"
-    if path.exists():
-        return UUID(path.read_text(encoding="ascii").strip())
+    """
+    The id of this state folder's daemon; made on first use, by one alone. A damaged one is as good as none: what its
+    daemon had in hand is another's then, and in doubt.
+    """
+    path, fresh = folder / "instance", folder / f"instance.{os.getpid()}"
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    made = uuid4()
-    path.write_text(f"{made}\n", encoding="ascii")
-    return made
+    fresh.write_text(f"{uuid4()}\n", encoding="ascii")
+    try:
+        with suppress(FileExistsError):
+            os.link(fresh, path)  # whole or not at all
+        try:
+            return UUID(path.read_text(encoding="ascii", errors="replace").strip())
+        except ValueError:
+            fresh.replace(path)
+            return UUID(path.read_text(encoding="ascii").strip())
+    finally:
+        fresh.unlink(missing_ok=True)
 
 
 async def at_home(line: Line) -> Home:

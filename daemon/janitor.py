@@ -39,6 +39,7 @@ log = structlog.get_logger()
 LOOK_S = 0.5
 ABSENT_MAX = 10_000
 DOUBTS = 50  # doubts looked into at a time
+WHO_MAX = 10  # senders asked about a message of which nobody knows who sent it, if anybody did
 NEXT_LOOK_S = 20.0  # when a doubt is looked into again, unless its plan says sooner
 ORDER_HOLD_S = 60.0  # how long a head may hold the others of its order_key
 KNOWN_BEFORE, KNOWN_AFTER = timedelta(seconds=30), timedelta(seconds=120)  # where references of others are looked up
@@ -120,9 +121,9 @@ class Janitor:
     async def _doubts(self) -> None:
         lanes = [lane for lane, group in self._desk.lanes.items() if group in self._leases.held]
         # Those about one recipient one by one: of identical texts each must know what the one before was credited with.
-        alike: dict[tuple[str | None, str | None], list[Record]] = {}
+        alike: dict[str | None, list[Record]] = {}
         for row in await self._line.fetch("doubts", lanes, DOUBTS, NEXT_LOOK_S):
-            alike.setdefault((row["sender"], row["recipient"]), []).append(row)
+            alike.setdefault(row["recipient"], []).append(row)
         async with asyncio.TaskGroup() as group:
             for rows in alike.values():
                 group.create_task(self._resolve_all(rows))
@@ -172,11 +173,20 @@ class Janitor:
                 )
 
     async def _ask(self, row: Record) -> Finding | None:
-        """Ask the provider; None where it cannot be asked, or nobody knows whom to ask."""
-        gate = self._gates.get(row["provider"] or "")
+        """Ask the provider, or all whom it may have been sent by; None where none can be asked."""
+        senders = self._desk.senders_of(row)
+        if row["since"] is None or len(senders) > WHO_MAX:
+            return None
+        findings = [await self._ask_about(row, sender) for sender in senders]
+        known = [one for one in findings if isinstance(one, Accepted)]
+        unclear = [one for one in findings if not isinstance(one, Absent)]  # one that cannot be asked proves nothing
+        return known[0] if known else unclear[0] if unclear else Absent() if findings else None
+
+    async def _ask_about(self, row: Record, sender: str) -> Finding | None:
+        gate = self._gates.get(row["provider"] or self._desk.provider_of(sender) or "")
         if gate is None:
             return None
-        attempt = await self._attempt(row)
+        attempt = await self._attempt(row, gate.name, sender)
         if not attempt.text and not row["media"]:
             return Unclear("its text cannot be told any more: a template has changed")
         question = gate.dialect.find(attempt)
@@ -188,16 +198,16 @@ class Janitor:
             return Unclear(answer.reason)
         return gate.dialect.found(attempt, answer)
 
-    async def _attempt(self, row: Record) -> Attempt:
+    async def _attempt(self, row: Record, provider: str, sender: str) -> Attempt:
         since = row["since"]
         known = await self._line.fetch(
-            "known", row["sender"], row["recipient"], since - KNOWN_BEFORE, since + KNOWN_AFTER
+            "known", sender, row["recipient"], since - KNOWN_BEFORE, since + KNOWN_AFTER
         )  # fmt: skip
         return Attempt(
             id=row["id"],
             attempt=row["attempts"],
-            provider=row["provider"],
-            sender=row["sender"],
+            provider=provider,
+            sender=sender,
             recipient=self._desk.number(row["recipient"] or "", row["service"] or "default"),
             text=self._desk.text_of(row["body"], row["template"], as_object(row["variables"])),
             segments=row["segments"] or 1,
@@ -206,14 +216,15 @@ class Janitor:
         )
 
     async def _found(self, row: Record, accepted: Accepted, how: str) -> None:
-        """It was sent: out of doubt."""
+        """It was sent: out of doubt. Told first: a kill in between must not leave the story without its end."""
+        await self._story(row, how, accepted.reference)
         moment = row["since"]
         rank = RANKS[accepted.status]
         await self._line.fetch(
-            "late", [row["id"]], [row["attempts"]], [accepted.status], [rank], [row["segments"]], [row["provider"]],
-            [accepted.sender or row["sender"]], [accepted.reference], [moment],
+            "late", [row["id"]], [row["attempts"]], [accepted.status], [rank], [row["segments"]],
+            [row["provider"] or self._desk.provider_of(accepted.sender or "")], [accepted.sender or row["sender"]],
+            [accepted.reference], [moment],
         )  # fmt: skip
-        await self._story(row, "evidence", "accepted", how, accepted.reference)
         self._absent.pop(row["id"], None)
         self._observer.resolved("accepted")
 
@@ -227,15 +238,13 @@ class Janitor:
             RANKS.get(status, 0) if status != "ready" else 0,
             reason,
         ):
-            await self._story(row, "decision", "resend" if status == "ready" else status, reason, None)
             self._observer.resolved(status)
             self._absent.pop(row["id"], None)
             self._woken()
 
-    async def _story(self, row: Record, kind: str, outcome: str, reason: str, reference: str | None) -> None:
+    async def _story(self, row: Record, reason: str, reference: str | None) -> None:
         await self._line.ask(
             "INSERT INTO outrider.attempt (id, attempt, kind, provider, sender, segments, outcome, reason, reference)"
-            " VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9) ON CONFLICT (id, attempt, kind) DO NOTHING",
-            row["id"], row["attempts"], kind, row["provider"], row["sender"], row["segments"], outcome, reason,
-            reference,
+            " VALUES ($1, $2, 'evidence', $3, $4, $5, 'accepted', $6, $7) ON CONFLICT (id, attempt, kind) DO NOTHING",
+            row["id"], row["attempts"], row["provider"], row["sender"], row["segments"], reason, reference,
         )  # fmt: skip

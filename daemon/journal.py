@@ -1,10 +1,18 @@
 """
 The dispatch log: what may have left this machine, written just before it leaves.
 
-Local, append-only, memory-mapped: a record costs 0.5 µs and survives ``kill -9`` (the page cache does not die with
-us), though not a power cut, which the kernel's boot id in the header tells. After a crash only dispatches without a
-result are ambiguous. It also remembers how fast each sender spoke (pacing debt), and results that Postgres has not
-seen yet.
+Local, append-only, memory-mapped: a record costs 0.5 µs. After a crash only dispatches without a result are ambiguous.
+It also remembers how fast each sender spoke (pacing debt), and results that Postgres has not seen yet.
+
+**Nothing is ever synced to the disk.** What is written is in the page cache, which does not die with us: a ``kill -9``
+loses no record. A power cut may, and then the kernel's boot id, which stands in each file, is another one: such a log
+tells nothing, all that was in hand is in doubt, and no ``fsync`` before each departure (1 ms and more) would make that
+fewer than what was on the wire.
+
+**Of what a log can tell.** Each lease is written down before the first claim under it. Of an attempt the log can say
+"not sent" only if it knows the lease under which it was claimed, and is whole: a deleted folder, a missing file, the
+log of another machine or daemon do not know the lease, or are seen to lack something. Whole: each file says which
+others of its run are still needed, and that there is a next one; what was removed on purpose is named.
 
 A record is ``crc32 | length | kind | payload``, its checksum written last: a record without one was cut short by a
 kill before anything left, and may only be the last. Any other damage is never read as "not sent": it makes every open
@@ -30,14 +38,20 @@ if TYPE_CHECKING:
 
 FILE_BYTES = 8 << 20  # one file: about 22,000 messages; reserved on the disk when it is made
 RECORD_BYTES_MAX = 1024  # no record is longer, so more than this after the end is damage
-MAGIC = b"outrider dispatch log 1\n"
+MAGIC = b"outrider dispatch log 2\n"
 _END = struct.Struct("<Q")  # after MAGIC: up to where records have been written, so that a missing tail is seen
-_END_AT, _BEGIN = len(MAGIC), len(MAGIC) + _END.size
+_WORKS = struct.Struct("<16sI")  # after that: id and attempt of the message in the works, or noughts
+_END_AT, _WORKS_AT = len(MAGIC), len(MAGIC) + _END.size
+_BEGIN = _WORKS_AT + _WORKS.size
+_IDLE = bytes(_WORKS.size)
 _HEAD = struct.Struct("<IHB")  # crc32 of all that follows, payload length, kind
 _CRC, _KIND = struct.Struct("<I"), struct.Struct("<HB")  # the two parts of it
 _DISPATCH = struct.Struct("<16sIHHd")  # id, attempt, sender index, segments, seconds on the boot clock
 _RESULT = struct.Struct("<16sI")  # id, attempt; then JSON
-_DISPATCHED, _ANSWERED, _SENDER, _IDENTITY = 1, 2, 3, 4
+_LEASE = struct.Struct("<Q")  # epoch; then the group
+_FILE = struct.Struct("<Q")  # number
+_DISPATCHED, _ANSWERED, _SENDER, _IDENTITY, _LEASED, _GONE, _NEXT = range(1, 8)
+_KEPT_FREE = _HEAD.size + _FILE.size  # at the end of a file, to name the next one
 
 
 class StateFolderInUse(Exception):
@@ -55,42 +69,49 @@ class Dispatch:
 
 @dataclass(slots=True)
 class Memory:
-    """What the log of the last run says."""
+    """What the log of earlier runs says."""
 
-    boot_id: str = ""
     dispatched: dict[tuple[UUID, int], Dispatch] = field(default_factory=dict)
     answered: dict[tuple[UUID, int], Mapping[str, object]] = field(default_factory=dict)
-    damaged: bool = False  # something could not be read: nothing may be taken for unsent
+    leases: set[tuple[str, int]] = field(default_factory=set)  # group and epoch
+    in_the_works: set[tuple[UUID, int]] = field(default_factory=set)  # what was being prepared when a run ended
+    damaged: bool = False  # something is missing or could not be read: nothing may be taken for unsent
 
-    def left(self, key: tuple[UUID, int]) -> bool:
-        """Whether that attempt may have left this machine."""
-        return self.damaged or key in self.dispatched
+    def unsent(self, key: tuple[UUID, int], grp: str, epoch: int) -> bool:
+        """Whether that attempt, claimed under that lease, certainly never left this machine."""
+        return not self.damaged and (grp, epoch) in self.leases and key not in self.dispatched
 
 
 class Journal:
     """The dispatch log of one state folder. One daemon at a time: the folder is locked."""
 
-    def __init__(self, folder: Path, *, boot_id: str) -> None:
+    def __init__(self, folder: Path, *, boot_id: str, owner: str = "") -> None:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._folder = folder
         self._boot_id = boot_id
+        self._owner = owner  # the daemon whose folder it is: another's log says nothing about ours
         self._lock = _lock(folder / "lock")
         self._map: mmap.mmap | None = None
         self._at = 0
         self._number = self._first = 0  # the present file; the first of this run
         self._senders: dict[str, int] = {}
+        self._leases: dict[str, int] = {}  # group -> epoch
         self._open: dict[int, int] = {}  # file number -> attempts dispatched there and not settled yet
         self._where: dict[tuple[UUID, int], int] = {}  # attempt -> file number
 
     def recall(self) -> Memory:
         """Read what earlier runs left. Call before :meth:`open`."""
         memory = Memory()
+        read: dict[int, _File] = {}
         for path in self._files():
-            memory.boot_id = self._boot_id
-            _read(path, memory)
-            if not self._boot_id or memory.boot_id != self._boot_id:
+            number = _number(path)
+            told = read[number] = _read(path, memory)
+            if told.first and (told.boot_id != self._boot_id or not told.boot_id):
                 memory.damaged = True  # the machine went down: pages that were never written back may be missing
-            self._number = max(self._number, _number(path))
+            if told.first and told.owner != self._owner:
+                memory.damaged = True
+            self._number = max(self._number, number)
+        memory.damaged |= _incomplete(read)
         return memory
 
     def open(self) -> None:
@@ -101,7 +122,22 @@ class Journal:
         """Remove the files of earlier runs, once everything they say has been reconciled."""
         for path in self._files():
             if _number(path) < self._first:
-                path.unlink()
+                self._remove(_number(path))
+
+    def leased(self, grp: str, epoch: int) -> None:
+        """From here on claims of *grp* are made under *epoch*. Raises OSError on a full disk: then none may be made."""
+        self._append(_LEASED, _LEASE.pack(epoch) + grp.encode())
+        self._leases[grp] = epoch
+
+    def in_the_works(self, id: UUID, attempt: int) -> None:
+        """That attempt is being prepared, until :meth:`prepared`: should we die of it, it is known of what."""
+        if self._map is not None:
+            _WORKS.pack_into(self._map, _WORKS_AT, id.bytes, attempt)
+
+    def prepared(self) -> None:
+        """It did not kill us."""
+        if self._map is not None:
+            self._map[_WORKS_AT:_BEGIN] = _IDLE
 
     def dispatched(self, id: UUID, attempt: int, sender: str, segments: int, tick: float) -> None:
         """Attempt *attempt* of message *id* is about to leave. Raises OSError on a full disk: then it must not."""
@@ -146,46 +182,56 @@ class Journal:
         os.close(self._lock)
 
     def _append(self, kind: int, payload: bytes) -> None:
-        body = _KIND.pack(len(payload), kind) + payload
-        size = _CRC.size + len(body)
-        if self._map is None or self._at + size > FILE_BYTES:
+        if self._map is None or self._at + _HEAD.size + len(payload) > FILE_BYTES - _KEPT_FREE:
             self._roll()
-        log, at = self._map, self._at
-        assert log is not None
-        self._at = end = at + size
-        log[end - len(body) : end] = body
-        _CRC.pack_into(log, at, zlib.crc32(body) or 1)  # as _checksum
-        _END.pack_into(log, _END_AT, end)
+        assert self._map is not None
+        self._at = _write(self._map, self._at, kind, payload)
 
     def _roll(self) -> None:
-        descriptor = os.open(self._path(self._number + 1), os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        fresh = self._reserve()
+        before, end = self._map, self._at
+        self._map, self._at = fresh, _BEGIN
+        self._number += 1
+        self._first = self._first or self._number
+        self._open[self._number] = 0
+        fresh[: len(MAGIC)] = MAGIC
+        identity = {"boot_id": self._boot_id, "owner": self._owner, "first": self._first, "files": list(self._open)}
+        self._append(_IDENTITY, orjson.dumps(identity))
+        for sender, index in self._senders.items():
+            self._append(_SENDER, struct.pack("<H", index) + sender.encode())
+        for grp, epoch in self._leases.items():
+            self._append(_LEASED, _LEASE.pack(epoch) + grp.encode())
+        if before is not None:
+            _write(before, end, _NEXT, _FILE.pack(self._number))
+            before.close()
+        self._tidy()
+
+    def _reserve(self) -> mmap.mmap:
+        path = self._path(self._number + 1)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
             # Reserved, not sparse: on a full disk this fails here, where it can be told, and not as a SIGBUS later.
             os.posix_fallocate(descriptor, 0, FILE_BYTES)
-            fresh = mmap.mmap(descriptor, FILE_BYTES)
+            return mmap.mmap(descriptor, FILE_BYTES)
         except OSError:
-            self._path(self._number + 1).unlink()
+            path.unlink()
             raise
         finally:
             os.close(descriptor)
-        if self._map is not None:
-            self._map.close()
-        self._map = fresh
-        self._number += 1
-        self._first = self._first or self._number
-        self._open.setdefault(self._number, 0)
-        fresh[: len(MAGIC)] = MAGIC
-        self._at = _BEGIN
-        self._append(_IDENTITY, orjson.dumps({"boot_id": self._boot_id}))
-        for sender, index in self._senders.items():
-            self._append(_SENDER, struct.pack("<H", index) + sender.encode())
-        self._tidy()
 
     def _tidy(self) -> None:
         # The file before the present one stays, settled or not: it knows how fast senders spoke a moment ago.
         for number in [old for old, count in self._open.items() if not count and old < self._number - 1]:
-            del self._open[number]
-            self._path(number).unlink(missing_ok=True)
+            if self._remove(number):
+                del self._open[number]
+
+    def _remove(self, number: int) -> bool:
+        """Remove a file and say so first, for a missing one is damage. False while there is no room to say it."""
+        if self._at + _KEPT_FREE > FILE_BYTES - _KEPT_FREE:
+            return False
+        self._append(_GONE, _FILE.pack(number))
+        self._path(number).unlink(missing_ok=True)
+        return True
 
     def _files(self) -> list[Path]:
         return sorted(self._folder.glob("dispatch-*.log"), key=_number)
@@ -208,16 +254,42 @@ def _lock(path: Path) -> int:
     return descriptor
 
 
-def _read(path: Path, memory: Memory) -> None:
-    log = path.read_bytes()
+@dataclass(slots=True)
+class _File:
+    """What one file says of itself and of others."""
+
+    boot_id: str = ""
+    owner: str = ""
+    first: int = 0  # number of the first file of its run; nought in one that does not say who it is
+    needed: frozenset[int] = frozenset()  # files of its run that still mattered when it began, itself among them
+    following: int | None = None  # the file that was begun after it
+    gone: set[int] = field(default_factory=set)  # files removed on purpose while it was the present one
+
+
+def _incomplete(files: Mapping[int, _File]) -> bool:
+    """Whether something is missing from the files of any run, as the newest of that run knows them."""
+    present = {number for number, told in files.items() if told.first}
+    gone = set().union(*(told.gone for told in files.values()))
+    newest = {files[number].first: files[number] for number in sorted(present)}
+    return any(
+        told.needed - present - gone or (told.following is not None and told.following not in gone)
+        for told in newest.values()
+    )
+
+
+def _read(path: Path, memory: Memory) -> _File:
+    log, told = path.read_bytes(), _File()
     if not log.startswith(MAGIC) or len(log) < _BEGIN:
         memory.damaged = memory.damaged or any(log)
-        return
+        return told
+    works, attempt = _WORKS.unpack_from(log, _WORKS_AT)
+    if attempt:
+        memory.in_the_works.add((UUID(bytes=works), attempt))
     senders: dict[int, str] = {}
     for record in _records(log):
         if record is None:
             memory.damaged = True
-            return
+            return told
         kind, payload = record
         if kind == _DISPATCHED:
             id, attempt, index, segments, tick = _DISPATCH.unpack(payload)
@@ -227,8 +299,32 @@ def _read(path: Path, memory: Memory) -> None:
             memory.answered[UUID(bytes=id), attempt] = orjson.loads(payload[_RESULT.size :])
         elif kind == _SENDER:
             senders[int.from_bytes(payload[:2], "little")] = payload[2:].decode()
-        elif kind == _IDENTITY:
-            memory.boot_id = str(orjson.loads(payload)["boot_id"])
+        elif kind == _LEASED:
+            memory.leases.add((payload[_LEASE.size :].decode(), *_LEASE.unpack_from(payload)))
+        else:
+            _tell(told, kind, payload)
+    return told
+
+
+def _tell(told: _File, kind: int, payload: bytes) -> None:
+    if kind == _IDENTITY:
+        said = orjson.loads(payload)
+        told.boot_id, told.owner, told.first = str(said["boot_id"]), str(said["owner"]), int(said["first"])
+        told.needed = frozenset(said["files"])
+    elif kind == _GONE:
+        told.gone.add(*_FILE.unpack(payload))
+    elif kind == _NEXT:
+        (told.following,) = _FILE.unpack(payload)
+
+
+def _write(log: mmap.mmap, at: int, kind: int, payload: bytes) -> int:
+    """Append a record to *log* at *at*, its checksum last; where the next one goes."""
+    body = _KIND.pack(len(payload), kind) + payload
+    end = at + _CRC.size + len(body)
+    log[end - len(body) : end] = body
+    _CRC.pack_into(log, at, zlib.crc32(body) or 1)  # as _checksum
+    _END.pack_into(log, _END_AT, end)
+    return end
 
 
 def _records(log: bytes) -> Iterable[tuple[int, bytes] | None]:

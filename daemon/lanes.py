@@ -178,7 +178,8 @@ class Lane:
             self.pace.take(turn.segments, now)
             self.turns.charge(turn.level, turn.segments, now)
             self._gone(turn)
-            self._lanes.look_at(self, now)
+            if self.backlog > self.going:  # else nobody waits, and free_at has foretold it
+                self._lanes.look_at(self, now)
 
     def back(self, turn: Turn) -> None:
         """*turn* gives its place up, wherever it stands."""
@@ -275,17 +276,35 @@ class Lanes:
         for address in set(self._lanes) - {sender.address for sender in senders}:
             self._lanes.pop(address).release()
 
-    def remember(self, dispatched: Iterable[Dispatch], *, full: bool) -> None:
-        """Restore each sender's debt from the dispatch log; *full* where there is none to go by."""
+    def remember(self, dispatched: Iterable[Dispatch]) -> None:
+        """Restore each sender's debt from our own dispatch log."""
         by_sender: dict[str, list[tuple[float, int]]] = {}
         for dispatch in dispatched:
             by_sender.setdefault(dispatch.sender, []).append((dispatch.tick, dispatch.segments))
         now = self.tick()
-        for address, lane in self._lanes.items():
-            lane.pace.restore(sorted(by_sender.get(address, [])))
-            if full:
-                lane.pace.start_full(now)
-            lane.reckon(now)
+        for address, events in by_sender.items():
+            if (lane := self._lanes.get(address)) is not None:
+                lane.pace.restore(events)
+                lane.reckon(now)
+
+    def inherit(self, said: Mapping[str, Sequence[tuple[float, int]]], *, silent_at: float, afresh: bool) -> None:
+        """
+        Go on for senders that somebody else spoke for: what they *said* (time, segments), as far as known, and at
+        *silent_at* a full window of what is not. *afresh*: what we remember of them is in there too.
+        """
+        for address, events in said.items():
+            if (lane := self._lanes.get(address)) is not None:
+                if afresh:
+                    lane.pace = Pace(lane.sender.rate)
+                lane.pace.restore(events)
+                lane.pace.start_full(silent_at)
+                lane.reckon(self.tick())
+
+    def release(self, senders: Iterable[str]) -> None:
+        """Send away who waits for one of *senders*: their group goes to another daemon."""
+        for address in senders:
+            if (lane := self._lanes.get(address)) is not None:
+                lane.release()
 
     def room(self, senders: Iterable[str], level: int, *, most: int) -> int:
         """

@@ -5,22 +5,27 @@ A lease is 25 s in one row per group, judged by the database clock and renewed e
 later than its own deadline, counted from *before* the renewal was sent on a clock that counts suspension, minus what
 one exchange may take. Whoever takes a group over first reconciles the claims its last holder left open
 (``recovery.py``).
+
+Daemons of the same settings share the groups (decided in ``core/spread.py``). Of what is to go to another nothing more
+is claimed; when what is in hand has come home its lease is given back, and the other takes it at its next look.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import structlog
 
+from daemon.core.spread import ours
 from daemon.database import DatabaseDown, sleep_unless
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import Awaitable, Callable, Iterable, Mapping
+    from collections.abc import Awaitable, Callable, Mapping, Sequence
     from uuid import UUID
 
     from daemon.database import Line
+    from daemon.journal import Journal
 
 log = structlog.get_logger()
 
@@ -28,7 +33,21 @@ LEASE_S = 25.0  # at least: where exchanges may take longer than 15 s, the lease
 RENEW_S = 5.0
 SPEAK_S = 8.0  # how long after a renewal a write may start: one renewal and the next one late
 MARGIN_S = 2.0  # between the last byte an exchange may write and the end of the lease
-STATEMENTS = ("lease_take", "lease_renew", "lease_drop", "abandoned")
+LOOK_S, LEAVING_S = 0.5, 0.1  # how often one looks what is free; and whether what is to go has come home
+ALIVE_S = 15.0  # a daemon that has not been seen for longer shares in nothing: it describes itself every 5 s
+MUTE_S = 10.0  # how long nothing is taken after the dispatch log could not be written
+STATEMENTS = ("lease_take", "lease_renew", "lease_drop", "lease_look", "peers", "abandoned")
+
+
+class Taken(NamedTuple):
+    """A lease just taken, and what is known of its last holder."""
+
+    grp: str
+    epoch: int
+    senders: Sequence[str]
+    last_owner: UUID | None = None  # None: nobody ever held it
+    last_epoch: int | None = None
+    silent_s: float | None = None  # for how long its last holder has written nothing; less than nought: it might have
 
 
 class Leases:
@@ -41,22 +60,31 @@ class Leases:
         line: Line,
         *,
         owner: UUID,
-        groups: Callable[[], Iterable[str]],
-        reconcile: Callable[[str, int], Awaitable[None]],
+        groups: Callable[[], Mapping[str, Sequence[str]]],
+        digest: Callable[[], str],
+        journal: Journal,
+        reconcile: Callable[[Taken], Awaitable[None]],
         tick: Callable[[], float],
         exchange_s: float,
         in_hand: Callable[[str], bool],
+        release: Callable[[Sequence[str]], None],
     ) -> None:
         self._line = line
         self._owner = owner
-        self._groups = groups
+        self._groups = groups  # of our settings: name -> senders
+        self._digest = digest
+        self._journal = journal
         self._reconcile = reconcile
         self._tick = tick
         self._in_hand = in_hand
+        self._release = release
         self._lease_s = max(LEASE_S, SPEAK_S + exchange_s + MARGIN_S)
         self._speak_s = self._lease_s - exchange_s - MARGIN_S
         self._epochs: dict[str, int] = {}
         self._deadlines: dict[str, float] = {}
+        self._parting: set[str] = set()  # held, and to go to another daemon
+        self._renew_at = 0.0
+        self._mute_until = 0.0
 
     @property
     def held(self) -> Mapping[str, int]:
@@ -67,17 +95,22 @@ class Leases:
         """Whether a send that starts now ends within the lease."""
         return self._tick() < self._deadlines.get(grp, 0.0)
 
+    def may_claim(self, grp: str) -> bool:
+        """Whether more of *grp* may be taken in hand."""
+        return self.may_write(grp) and grp not in self._parting
+
     async def run(self, stop: asyncio.Event) -> None:
-        """Take and renew until *stop*. The leases are dropped later, by :meth:`drop`, when nothing is in hand."""
+        """Take, renew and give back until *stop*. Whatever has something in hand then is dropped by :meth:`drop`."""
         while not stop.is_set():
             try:
-                await self._renew()
+                await self._renew_if_due()
                 await self._take()
                 await self._leave()
             except DatabaseDown:
+                self._renew_at = 0.0
                 await sleep_unless(stop, 0.5)
                 continue
-            await sleep_unless(stop, RENEW_S if set(self._groups()) <= set(self._epochs) else 1.0)
+            await sleep_unless(stop, LEAVING_S if self._epochs.keys() - self._kept() else LOOK_S)
 
     def renounce(self) -> None:
         """Hold nothing any more, as far as we are concerned: each group is taken anew, and reconciled before that."""
@@ -92,41 +125,87 @@ class Leases:
         if groups:
             await self._line.fetch("lease_drop", self._owner, groups, [self._epochs[grp] for grp in groups])
             for grp in groups:
-                del self._epochs[grp], self._deadlines[grp]
+                log.info("lease.given", group=grp, epoch=self._epochs[grp])
+                self._lose(grp)
 
     async def _take(self) -> None:
         wanted = self._groups()
+        if not wanted or self._tick() < self._mute_until:
+            return
+        mine = await self._mine(wanted)
+        self._parting = self._epochs.keys() & (wanted.keys() - mine)
         # Groups nobody wants any more may have been left with open claims: settings changed, then a crash. Those first,
         # because their rows may stand in the lanes of another group now.
-        left = [row["grp"] for row in await self._line.fetch("abandoned", list(wanted))] if wanted else []
-        for grp in [*left, *sorted(wanted)]:
-            if grp in self._epochs or self._in_hand(grp):
-                continue
-            before = self._tick()
-            rows = await self._line.fetch("lease_take", grp, self._owner, self._lease_s)
-            if not rows:
-                continue  # somebody else speaks for it
-            epoch = rows[0]["epoch"]
-            await self._reconcile(grp, epoch)
-            self._epochs[grp] = epoch
-            self._deadlines[grp] = before + self._speak_s
-            log.info("lease.taken", group=grp, epoch=epoch)
+        left = [row["grp"] for row in await self._line.fetch("abandoned", list(wanted), self._owner)]
+        for grp in [*left, *sorted(mine)]:
+            if grp not in self._epochs and not self._in_hand(grp) and self._tick() >= self._mute_until:
+                await self._take_one(grp, wanted.get(grp, ()))
+                await self._renew_if_due()  # what a dead daemon left may take long to judge
+
+    async def _mine(self, wanted: Mapping[str, Sequence[str]]) -> set[str]:
+        """Those of *wanted* that are ours to speak for, as things stand."""
+        rows = await self._line.fetch("lease_look", list(wanted))
+        peers = await self._line.fetch("peers", self._digest(), ALIVE_S)
+        return ours(
+            wanted,
+            me=self._owner,
+            peers=[row["id"] for row in peers],
+            holders={row["grp"]: row["owner"] for row in rows if row["held"]},
+            idle_s={row["grp"]: row["idle_s"] for row in rows},
+        )
+
+    async def _take_one(self, grp: str, senders: Sequence[str]) -> None:
+        before = self._tick()
+        rows = await self._line.fetch(
+            "lease_take", grp, self._owner, self._lease_s, self._speak_s, list(senders), self._digest(), ALIVE_S
+        )
+        if not rows:
+            return  # somebody else speaks for it
+        epoch, *last = rows[0]
+        taken = Taken(grp, epoch, senders, *last)
+        try:
+            self._journal.leased(grp, taken.epoch)
+        except OSError as full:  # of claims under a lease it does not know the log could not tell
+            log.error("journal.failed", error=str(full))
+            self._mute_until = before + MUTE_S  # and another has a chance
+            await self._line.fetch("lease_drop", self._owner, [grp], [taken.epoch])
+            return
+        await self._reconcile(taken)
+        self._epochs[grp] = taken.epoch
+        self._deadlines[grp] = before + self._speak_s
+        log.info("lease.taken", group=grp, epoch=taken.epoch)
+
+    def _kept(self) -> set[str]:
+        return set(self._groups()) - self._parting
 
     async def _leave(self) -> None:
-        """Give back what a reload has taken from us, once nothing of it is in hand."""
-        wanted = set(self._groups())
-        await self._drop([grp for grp in self._epochs if grp not in wanted and not self._in_hand(grp)])
+        """Give back what is not ours any more (other settings, another's share, the end), once nothing is in hand."""
+        leaving = self._epochs.keys() - self._kept()
+        for grp in leaving & self._parting:
+            self._release(self._groups().get(grp, ()))  # who waits for a turn may as well wait for it there
+        await self._drop([grp for grp in leaving if not self._in_hand(grp)])
+
+    async def _renew_if_due(self) -> None:
+        before = self._tick()
+        if before >= self._renew_at:
+            await self._renew()
+            self._renew_at = before + RENEW_S
 
     async def _renew(self) -> None:
         if not self._epochs:
             return
         before = self._tick()
         rows = await self._line.fetch(
-            "lease_renew", self._owner, list(self._epochs), list(self._epochs.values()), self._lease_s
+            "lease_renew", self._owner, list(self._epochs), list(self._epochs.values()), self._lease_s, self._speak_s
         )
         kept = {row["grp"] for row in rows}
         for grp in set(self._epochs) - kept:
             log.error("lease.lost", group=grp, epoch=self._epochs[grp])
-            del self._epochs[grp], self._deadlines[grp]
-        for grp in kept:
+            self._lose(grp)
+        for grp in kept & self._epochs.keys():  # unless renounced meanwhile
             self._deadlines[grp] = before + self._speak_s
+
+    def _lose(self, grp: str) -> None:
+        self._epochs.pop(grp, None)
+        self._deadlines.pop(grp, None)
+        self._parting.discard(grp)

@@ -229,11 +229,11 @@ class Ledger:
             done.update(row["id"] for row in rows)
         rows = await self._line.fetch("settle", *fenced, _listed(ended), self._hands.closing(batch))
         done.update([row["id"] for row in rows if row["id"] is not None])
-        await self._late([said for said in ended if said.id not in done and said.status in WAITING])
+        await self.late([said for said in ended if said.id not in done and said.status in WAITING])
         self._finish(batch, rows, fenced_out=len(batch) - len(done))
 
-    async def _late(self, words: Sequence[Word]) -> None:
-        """An acceptance that was fenced, or written before a lost COMMIT: never thrown away."""
+    async def late(self, words: Sequence[Word]) -> None:
+        """An acceptance that was fenced, or written before a lost COMMIT: never thrown away. Raises DatabaseDown."""
         if words:
             rows = [
                 (w.id, w.attempt, w.status, w.rank, w.segments, w.provider, w.sender, w.reference, _moment(w.at))

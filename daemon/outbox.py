@@ -35,6 +35,7 @@ BATCH = 500  # rows in one claim; 1,000 doubled the latency at half of peak
 REFILL_SHARE = (
     0.2  # full hands fetch more bulk when this share of them is free: nibbling took half as many claims again
 )
+BREATH = 32  # messages sent out before the loop looks at what else is due (its lag at full load, p99: 8 ms, not 26)
 TASTE = 10  # rows asked of a lane and level that brought none the last time, when others want more than there is room
 IDLE_S = 0.25  # how often an idle daemon looks; NOTIFY wakes it for urgent rows
 BUSY_S = 0.05  # how often one looks that had work within the last second: 5 ms cost 16 % of a core
@@ -90,6 +91,7 @@ class Outbox:
         self._rewound: dict[tuple[str, int], datetime] = {}  # while a claim was under way
         self._dry: set[tuple[str, int]] = set()  # lanes and levels that brought nothing when last asked
         self._full = False  # whether the last look ended because hands were full: then whoever frees them wakes it
+        self._asking: frozenset[str] = frozenset()  # groups of the claim under way
         self._wake = asyncio.Event()
 
     @property
@@ -102,8 +104,8 @@ class Outbox:
         return Counter(held.level for held in self._held.values())
 
     def holds(self, grp: str) -> bool:
-        """Whether anything of *grp* is in hand."""
-        return any(held.group == grp for held in self._held.values())
+        """Whether anything of *grp* is in hand, or may be on its way into it."""
+        return grp in self._asking or any(held.group == grp for held in self._held.values())
 
     def wake(self) -> None:
         """There may be work: look now."""
@@ -155,11 +157,15 @@ class Outbox:
         marks = [self._mark(wish) for wish in wishes]
         fences = self.fences()
         self._rewound.clear()
-        rows = await self._line.fetch(
-            "claim", self._owner,
-            [wish.grp for wish in wishes], [wish.lane for wish in wishes], [wish.level for wish in wishes],
-            [wish.room for wish in wishes], marks, self._beyond(wishes, marks), list(fences), list(fences.values()),
-        )  # fmt: skip
+        self._asking = frozenset(wish.grp for wish in wishes)
+        try:
+            rows = await self._line.fetch(
+                "claim", self._owner,
+                [wish.grp for wish in wishes], [wish.lane for wish in wishes], [wish.level for wish in wishes],
+                [wish.room for wish in wishes], marks, self._beyond(wishes, marks), list(fences), list(fences.values()),
+            )  # fmt: skip
+        finally:
+            self._asking = frozenset()
         tick = self._tick()
         messages = []
         for row in rows:
@@ -175,8 +181,10 @@ class Outbox:
             if many >= wish.room:
                 self.wake()  # there may be more of it, and room: do not rest
             (self._dry.discard if many else self._dry.add)((wish.lane, wish.level))
-        for message in messages:
+        for number, message in enumerate(messages, 1):
             self._deliver(message)
+            if not number % BREATH:
+                await asyncio.sleep(0)
         return len(messages)
 
     def _crowded(self) -> bool:
@@ -190,12 +198,10 @@ class Outbox:
     def _beyond(self, wishes: Sequence[Wish], marks: Sequence[datetime]) -> list[UUID]:
         mark_of = {(wish.lane, wish.level): mark.timestamp() for wish, mark in zip(wishes, marks, strict=True)}
         levels, oldest = {wish.level for wish in wishes}, min(mark_of.values())
+        # Thousands are in hand, and this is asked at every claim: what cannot count is passed over quickly.
         return [
             id
-            for (
-                id,
-                _,
-            ), one in self._held.items()  # thousands, at every claim: what cannot count is passed over quickly
+            for (id, _), one in self._held.items()
             if one.due_at >= oldest and one.level in levels and one.due_at >= mark_of.get((one.lane, one.level), NEVER)
         ]
 

@@ -43,11 +43,16 @@ class Signals:
         self._seen: set[int] = set()
 
     async def begin(self) -> None:
-        """Read what stands: opt-outs, pauses, and where the signals are. Raises DatabaseDown."""
+        """Read what stands: opt-outs, pauses, cancellations, and where the signals are. Raises DatabaseDown."""
         rows = await self._line.ask("SELECT pg_snapshot_xmin(pg_current_snapshot())::text AS horizon")
         self._horizon, self._seen = rows[0]["horizon"], set()
         for row in await self._line.ask("SELECT tenant, recipient FROM outrider.suppression"):
             self._desk.opted_out.add((row["tenant"], row["recipient"]))
+        # Of what was in another daemon's hands, and came back from them, or is in doubt: nobody says it a second time.
+        for row in await self._line.ask(
+            "SELECT s.id FROM outrider.signal s JOIN outrider.queue q ON q.id = s.id WHERE s.kind = 'cancel'"
+        ):
+            self._desk.cancel(row["id"])
         await self._read_pauses()
 
     async def run(self, stop: asyncio.Event) -> None:

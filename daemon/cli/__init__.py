@@ -11,6 +11,7 @@ One file for each idea; a file imports what it needs when its command runs, so t
     dead.py       dead list, dead show, dead replay
     operate.py    pause, resume, cancel
     practise.py   demo, simulate, bench
+    selftest.py   selftest crash
 
     options.py    what commands have in common     trouble.py   errors in plain words, exit codes
     database.py   the road to the configured Postgres           render.py    tables, times and JSON
@@ -24,8 +25,8 @@ from typing import Annotated
 import typer
 
 from daemon import __version__
-from daemon.cli import check, dead, operate, practise, send, serve, status
-from daemon.cli.options import OPERATING, examples
+from daemon.cli import check, dead, operate, practise, selftest, send, serve, status
+from daemon.cli.options import OPERATING, PRACTISING, examples
 
 app = typer.Typer(
     name="outrider",
@@ -50,6 +51,7 @@ status.add_to(app)
 app.add_typer(dead.app, name="dead", rich_help_panel=OPERATING)
 operate.add_to(app)
 practise.add_to(app)
+app.add_typer(selftest.app, name="selftest", rich_help_panel=PRACTISING)
 
 
 def _say_version(wanted: bool) -> None:  # noqa: FBT001 (the form typer asks for)

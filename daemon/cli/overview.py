@@ -1,4 +1,4 @@
-"""What ``outrider status`` shows without an id: the queue, the last hour, the daemons, the pauses."""
+"""What ``outrider status`` shows without an id: the queue, the last hour, the daemons, who holds what, the pauses."""
 
 from __future__ import annotations
 
@@ -28,6 +28,7 @@ class Overview(TypedDict):
     oldest_due: datetime | None
     last_hour: list[dict[str, object]]
     instances: list[dict[str, object]]
+    groups: list[dict[str, object]]
     pauses: list[dict[str, object]]
     vacuum_held: str | None
 
@@ -43,6 +44,7 @@ async def look(config: Path | None) -> Overview:
             oldest_due=min(dues, default=None),
             last_hour=[dict(row) for row in await connection.fetch(queries.LAST_HOUR, first_id(time.time() - DAY_S))],
             instances=[dict(row) for row in await connection.fetch(queries.INSTANCES)],
+            groups=[dict(row) for row in await connection.fetch(queries.GROUPS)],
             pauses=[dict(row) for row in await connection.fetch(queries.PAUSES)],
             vacuum_held=await _vacuum_held(connection),
         )
@@ -84,8 +86,10 @@ def show(seen: Overview) -> None:
     if seen["vacuum_held"]:
         out.print(f"{seen['vacuum_held']}: dead rows pile up until its transaction ends.\n")
     if seen["instances"]:
-        columns = ("host", "pid", "version", "up since", "seen", "holds")
+        columns = ("host", "pid", "version", "settings", "up since", "seen", "holds")
         out.print(table("Daemons", columns, map(_instance, seen["instances"])))
+        columns = ("group", "senders", "spoken for by", "epoch", "since", "lease")
+        out.print(table("Groups", columns, map(_group, seen["groups"])))
     else:
         out.print("No daemon has been seen for ten minutes: `outrider run` starts one.")
 
@@ -94,7 +98,17 @@ def _instance(row: dict[str, object]) -> tuple[object, ...]:
     seen_at, holds = row["seen_at"], row["holds"]
     silent = isinstance(seen_at, datetime) and (datetime.now(UTC) - seen_at).total_seconds() > FRESH_S
     groups = ", ".join(map(str, holds)) if isinstance(holds, list) and holds else "nothing"
-    return row["host"], row["pid"], row["version"], _moment(row["started_at"]), _ago(seen_at) + " ?" * silent, groups
+    settings = str(row["config_hash"])[:8]  # two daemons that differ here share nothing
+    seen = _ago(seen_at) + " ?" * silent + ("" if row["serving"] else " (not serving)")
+    return row["host"], row["pid"], row["version"], settings, _moment(row["started_at"]), seen, groups
+
+
+def _group(row: dict[str, object]) -> tuple[object, ...]:
+    senders, held = row["senders"], row["owner"] is not None
+    count = len(senders) if isinstance(senders, list) else 0
+    who = f"{row['host']}/{row['pid']}" if held else "nobody"
+    lease = f"{row['left_s']:.0f} s left" if held else "free"
+    return row["grp"], count, who, row["epoch"], _ago(row["taken_at"]) if held else "", lease
 
 
 def _moment(at: object) -> str:

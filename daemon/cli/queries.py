@@ -15,22 +15,25 @@ MESSAGE = "SELECT * FROM outrider.message WHERE id = $1"
 # Its story, oldest first.
 WHY = "SELECT at, what, detail FROM outrider.why($1)"
 
-# Ended badly, newest first. Not over the view dead_letter: it cannot use the index outcome_troubled.
-#   $1 statuses text[], $2 reason LIKE, $3 since timestamptz, $4 service, $5 limit
+# Ended badly, newest first.
+#   $1 to $9 cli.dead.Filter, $10 limit
 DEAD = """
-SELECT u.updated_at, u.id, o.service, o.intent, u.status, u.code, u.reason, u.attempts, u.provider, u.sender,
-       outrider.mask(o.recipient) AS recipient
-  FROM outrider.outcome u JOIN outrider.outbox o ON o.id = u.id
- WHERE u.status IN ('dead', 'failed', 'undelivered') AND u.status = ANY ($1::text[])
-   AND ($2::text IS NULL OR coalesce(u.reason, '') ILIKE $2 OR u.code = $2)
-   AND ($3::timestamptz IS NULL OR u.updated_at >= $3)
-   AND ($4::text IS NULL OR o.service = $4)
- ORDER BY u.updated_at DESC
- LIMIT $5
+SELECT ended_at AS updated_at, id, of_tenant AS tenant, of_service AS service, of_intent AS intent, ended AS status,
+       code, why AS reason, attempts, carrier AS provider, sender, recipient
+  FROM outrider.dead_letters($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)
 """
 
-# Send them again; false for those that may not be.
-REPLAY = "SELECT id, outrider.replay(id) AS replayed FROM unnest($1::uuid[]) AS id"
+# What a replay would answer: for those that fit ($1 to $9 cli.dead.Filter, $10 doubtful), for those named.
+PREVIEW = "SELECT message, answer, segments FROM outrider.replay_preview($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)"
+ANSWERS = """
+SELECT a.message, a.answer, a.segments
+  FROM unnest($1::uuid[]) WITH ORDINALITY AS asked (id, place)
+  JOIN outrider.replay_answers($1, $2) a ON a.message = asked.id ORDER BY place
+"""
+
+# Send them again, and say of each what came of it.
+#   $1 messages uuid[], $2 per second, $3 starting, $4 doubtful
+REPLAY = "SELECT message, answer, segments, due_at FROM outrider.replay($1::uuid[], $2, starting => $3, doubtful => $4)"
 
 # Cancel them; an id nobody inserted is unknown, not too late.
 CANCEL = """
@@ -73,11 +76,23 @@ SELECT o.service, u.status, count(*) AS messages
 
 # Daemons seen lately, and the groups each holds.
 INSTANCES = """
-SELECT i.id, i.host, i.pid, i.version, i.started_at, i.seen_at, i.services,
+SELECT i.id, i.host, i.pid, i.version, i.started_at, i.seen_at, i.config_hash, i.serving, i.services,
        coalesce(array_agg(l.grp ORDER BY l.grp) FILTER (WHERE l.until > now()), '{}') AS holds
   FROM outrider.instance i LEFT JOIN outrider.lease l ON l.owner = i.id
  WHERE i.seen_at > now() - interval '10 minutes'
  GROUP BY i.id ORDER BY i.host, i.pid
+"""
+
+# Who speaks for which group of senders, under which epoch, since when, for how long yet. Those nobody holds too, if a
+# daemon seen lately has them in its settings.
+GROUPS = """
+SELECT l.grp, CASE WHEN l.until > clock_timestamp() THEN l.owner END AS owner, i.host, i.pid, l.epoch, l.taken_at,
+       greatest(extract(epoch FROM l.until - clock_timestamp()), 0)::float8 AS left_s, l.senders
+  FROM outrider.lease l LEFT JOIN outrider.instance i ON i.id = l.owner AND l.until > clock_timestamp()
+ WHERE l.until > clock_timestamp()
+    OR EXISTS (SELECT FROM outrider.instance seen
+                WHERE l.grp = ANY (seen.groups) AND seen.seen_at > now() - interval '10 minutes')
+ ORDER BY l.grp
 """
 
 # Our clock against the database's.

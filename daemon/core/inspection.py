@@ -7,6 +7,7 @@ courier. What only time can tell (opt-outs, pauses, the last moment) is asked in
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
@@ -21,6 +22,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from daemon.core.message import Message
+
+
+MEDIA_MAX = 10  # of one message (facts: twilio 1.2)
+_ADDRESS = re.compile(r"[^\s\x00-\x1f\x7f]{8,2000}")
 
 
 @dataclass(slots=True, kw_only=True)
@@ -89,6 +94,8 @@ def _words(row: Asked, known: Known) -> Refusal | None:
 
 
 def _content(row: Asked, known: Known) -> Refusal | None:
+    if row.media and (refusal := _pictured(row.media)) is not None:
+        return refusal
     if row.template is not None:
         return _templated(row, row.template, known)
     body = row.body
@@ -96,6 +103,16 @@ def _content(row: Asked, known: Known) -> Refusal | None:
         return None if row.media else Refusal.failed("empty body")
     if len(body) > CHARACTERS_MAX:
         return Refusal.failed(f"the body has {len(body)} characters, at most {CHARACTERS_MAX} are allowed")
+    return None
+
+
+def _pictured(media: Sequence[object]) -> Refusal | None:
+    # Whatever a text[] may hold: NULL, an array within the array, any text.
+    if len(media) > MEDIA_MAX:
+        return Refusal.failed(f"{len(media)} media, at most {MEDIA_MAX} are allowed")
+    for number, url in enumerate(media, 1):
+        if not isinstance(url, str) or not url.startswith(("https://", "http://")) or not _ADDRESS.fullmatch(url):
+            return Refusal.failed(f"media {number} is no web address: give https://...")
     return None
 
 

@@ -6,6 +6,7 @@ process, real INSERTs in between. What it claims at the end it has checked again
 
     scenario.py   what is inserted, and when; pure
     stage.py      the folder, the database and the two processes, up and down again
+    children.py   a scratch folder, and commands of ours as processes in it; the self-test uses it too
     scenery.py    the files they are given: config.toml, faults.toml
     inserter.py   the application: transactions of every size
     watch.py      what can be seen from outside, and when it is over

@@ -15,7 +15,7 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal, Self, TypeAlias
 
-from pydantic import Field, SecretStr, model_validator
+from pydantic import Field, SecretStr, field_validator, model_validator
 
 from daemon.core.groups import Group, groups
 from daemon.core.message import Intent
@@ -208,14 +208,23 @@ class Service(Table):
     default_region: Region | None = None
 
 
+DEAD_BY_INTENT: Mapping[Intent, Duration] = {Intent.OTP: Duration(DAY)}  # a code that failed yesterday helps nobody
+
+
 class Retention(Table):
-    """How long what is done is kept, counted from the end of a message."""
+    """How long what is done is kept, counted from the end of a message. ``daemon.retention`` carries it out."""
 
     outbox: Duration = Duration(90 * DAY)
     body: Duration = Duration(30 * DAY)
     idempotency: Duration = Duration(30 * DAY)
     receipts: Duration = Duration(30 * DAY)
     dead: Duration = Duration(90 * DAY)
+    dead_by_intent: Mapping[Intent, Duration] = DEAD_BY_INTENT
+
+    @field_validator("dead_by_intent")
+    @classmethod
+    def _on_top_of_the_defaults(cls, told: Mapping[Intent, Duration]) -> Mapping[Intent, Duration]:
+        return {**DEAD_BY_INTENT, **told}
 
 
 class Settings(Table):

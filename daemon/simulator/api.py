@@ -38,6 +38,7 @@ class Reply(NamedTuple):
     answer: Answer
     latency_s: float = 0.0
     trouble: Trouble | None = None
+    token: str = ""  # of a create: Outrider's name for the attempt
 
 
 class Api:
@@ -86,12 +87,15 @@ class Api:
         return f"SM{self._bits(128):032x}"
 
     def _create(self, body: bytes) -> Reply:
-        faults = self.faults
         rolls = self.dice.throw()
-        latency_s = faults.latency.seconds(rolls.latency)
+        latency_s = self.faults.latency.seconds(rolls.latency)
         order = read_order(read_form(body))
         if isinstance(order, Refusal):
             return self._refuse(order, latency_s)
+        return self._judge(order, rolls, latency_s)._replace(token=token(order.callback))
+
+    def _judge(self, order: Order, rolls: Rolls, latency_s: float) -> Reply:
+        faults = self.faults
         name = pick(faults.errors, rolls.error)
         if name and name.isdigit():
             return self._refuse(Refusal(int(name)), latency_s)

@@ -83,6 +83,20 @@ class Simulator:
         """Callbacks: sent (answered 2xx), failed (given up), retried, dropped (too many waiting), pending."""
         return {**self._postman.counts, "pending": self._postman.pending}
 
+    def unheard(self, since: float) -> set[str]:
+        """
+        Tokens of the creates that were on the wire at the monotonic moment *since*, as far as can be told from here.
+
+        They had no answer yet or have it since, and nothing else was asked on their connection meanwhile.
+        """
+        return {
+            talk.token for talk in self._party if talk.token and (talk.answered_at is None or talk.answered_at >= since)
+        }
+
+    def cut_off(self, since: float) -> set[str]:
+        """Tokens of the creates whose answer was still unread when the client died, at *since* (monotonic) or later."""
+        return {talk.token for talk in self._party if talk.token and (talk.cut_off_at or 0.0) >= since}
+
     async def __aenter__(self) -> Self:
         if self.settings.faults is not None:
             self._stamp = self._look()
@@ -138,6 +152,7 @@ class Simulator:
                 talk.answer(_OUTAGE_503)
             return  # the others are never answered, not even when the outage is over
         reply = self._api.reply(request)
+        talk.token, talk.answered_at = reply.token, None
         if reply.latency_s:
             self._agenda.after(reply.latency_s, partial(_speak, talk, reply))
         else:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import struct
+import time
 from functools import lru_cache
 from http import HTTPStatus
 from types import MappingProxyType
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 
 HEAD_MAX = 16 * 1024
 BODY_MAX = 256 * 1024
+
+LINGER_S = 5.0  # how long an ended conversation is still remembered
 
 _RESET = struct.pack("ii", 1, 0)  # SO_LINGER on, for no time: close with RST
 _REASONS = {status.value: status.phrase for status in HTTPStatus}
@@ -97,8 +100,11 @@ class Conversation(asyncio.Protocol):
     """One client's connection: answers one request at a time, in order, whenever the answer comes."""
 
     def __init__(self, serve: Callable[[Request, Conversation], None], party: set[Conversation]) -> None:
+        self.token = ""  # of the create in hand, or of the one last answered
+        self.answered_at: float | None = None  # when it was answered, or nobody waited any more; monotonic
+        self.cut_off_at: float | None = None  # when it ended with an answer that was never read; monotonic
         self._serve = serve
-        self._party = party  # all open conversations; we enter and leave it ourselves
+        self._party = party  # all conversations open a moment ago; we enter and leave it ourselves
         self._inbox = b""
         self._busy = False  # a request is being answered
         self._reading = False  # _read is on the stack
@@ -111,7 +117,10 @@ class Conversation(asyncio.Protocol):
         self._room.set()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._party.discard(self)
+        self._answered()
+        if isinstance(exc, ConnectionResetError):  # the kernel's word for unread bytes
+            self.cut_off_at = time.monotonic()
+        asyncio.get_running_loop().call_later(LINGER_S, self._party.discard, self)
         self._room.set()
 
     def pause_writing(self) -> None:
@@ -131,6 +140,7 @@ class Conversation(asyncio.Protocol):
         if self._transport.is_closing():
             return
         self._transport.write(raw)
+        self._answered()
         self._busy = False
         if self._last:
             self._transport.close()
@@ -146,6 +156,7 @@ class Conversation(asyncio.Protocol):
     def hang_up(self, raw: bytes = b"") -> None:
         """Write *raw* and close, as if the answer ended there."""
         self._transport.write(raw)
+        self._answered()
         self._transport.close()
 
     def reset(self) -> None:
@@ -154,6 +165,10 @@ class Conversation(asyncio.Protocol):
         if handle is not None and not self._transport.is_closing():
             handle.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
         self._transport.abort()
+
+    def _answered(self) -> None:
+        if self.answered_at is None:
+            self.answered_at = time.monotonic()
 
     def _read(self) -> None:
         if self._reading:

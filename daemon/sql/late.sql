@@ -6,6 +6,10 @@ WITH word AS MATERIALIZED (
     SELECT * FROM unnest($1::uuid[], $2::integer[], $3::text[], $4::smallint[], $5::smallint[], $6::text[], $7::text[],
                          $8::text[], $9::timestamptz[])
            AS w (id, attempt, status, rank, segments, provider, sender, reference, accepted_at)
+), door AS (
+    -- Writes nothing. What writes to receipt and a replay wait for each other (migrations/0006): an acceptance that is
+    -- written while its message is being replayed finds it in the queue.
+    INSERT INTO outrider.receipt (provider, reference, status) SELECT '', '', '' WHERE false
 ), gone AS (
     DELETE FROM outrider.queue q USING word w
      -- Said twice, for a planner that would rather walk the whole queue past the words.

@@ -1,9 +1,8 @@
--- Take the lease of a group that is free, expired, or ours already. A new epoch each time: what the last holder still
--- writes is fenced. The claims it left open are the caller's to reconcile before the first claim.
---   $1 grp text, $2 owner uuid, $3 seconds double precision
-INSERT INTO outrider.lease AS l (grp, owner, epoch, until)
-VALUES ($1, $2, 1, clock_timestamp() + make_interval(secs => $3))
-    ON CONFLICT (grp) DO UPDATE
-       SET owner = excluded.owner, epoch = l.epoch + 1, until = excluded.until
-     WHERE l.owner = excluded.owner OR l.until < clock_timestamp()
-RETURNING epoch
+-- Take the lease of a group that is free, has run out, or is ours already (migration "several" has the conditions). The
+-- claims its last holder left open are the caller's to reconcile before the first claim.
+--   $1 grp text, $2 owner uuid, $3 seconds double precision   how long it lasts,
+--   $4 seconds double precision                               and how long of that we may begin to write
+--   $5 senders text[], $6 config_hash text, $7 seconds double precision   how lately seen counts as alive
+-- Returns the epoch; who held it last, under which epoch, and for how long they have been silent (less than nought: they
+-- might have spoken until then). Nothing, when somebody else speaks.
+SELECT epoch, last_owner, last_epoch, silent_s FROM outrider.take_lease($1, $2, $3, $4, $5, $6, $7)

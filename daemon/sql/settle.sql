@@ -28,7 +28,8 @@ WITH fence AS MATERIALIZED (
     ON CONFLICT (id) DO UPDATE
        SET status = CASE WHEN excluded.rank > o.rank THEN excluded.status ELSE o.status END,
            rank = greatest(excluded.rank, o.rank),
-           attempts = excluded.attempts,
+           -- Our own ending says nothing against a provider's word on an earlier attempt: that one goes on speaking.
+           attempts = CASE WHEN excluded.rank < 10 AND o.rank >= 10 THEN o.attempts ELSE excluded.attempts END,
            segments = coalesce(excluded.segments, o.segments), provider = coalesce(excluded.provider, o.provider),
            sender = coalesce(excluded.sender, o.sender), reference = coalesce(excluded.reference, o.reference),
            code = CASE WHEN excluded.rank > o.rank THEN excluded.code ELSE o.code END,

@@ -189,7 +189,7 @@ class Wire:
 
     def landed(self, connection: Connection) -> None:
         """*connection* is free: the next waiter has it, or it rests."""
-        waiter = self._next_waiter()
+        waiter = self._next_waiter() if self._waiters else None
         if waiter is None:
             connection.idle_since = self._loop.time()
             self._idle.setdefault(connection.origin, []).append(connection)

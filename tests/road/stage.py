@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import os
 import signal
 import sys
@@ -16,6 +17,7 @@ from collections import Counter
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
+from uuid import UUID
 
 import aiohttp
 import asyncpg
@@ -26,7 +28,6 @@ from daemon.simulator import ACCOUNT_SID, AUTH_TOKEN, Faults, Settings, Simulato
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping, Sequence
     from pathlib import Path
-    from uuid import UUID
 
 RECIPIENT = "+1202555{:04}"  # 0100 to 0199 are set aside for fiction; all of 555 is nobody's
 
@@ -43,11 +44,13 @@ class Cast:
     in_hand: int = 2000
     templates: Mapping[str, str] = field(default_factory=dict)
 
-    def toml(self, *, dsn: str, base_url: str, state: Path, public: int, operator: int) -> str:
+    def toml(
+        self, *, dsn: str, base_url: str, state: Path, public: int, operator: int, called_at: int | None = None
+    ) -> str:
         lines = [
             f"[database]\nurl = {json.dumps(dsn)}",
             f"[daemon]\nstate = {json.dumps(str(state))}\nlog_format = 'json'\nin_hand = {self.in_hand}",
-            f"[web.public]\nport = {public}\n[web.operator]\nport = {operator}",
+            f"[web.public]\nport = {public}\nurl = 'http://127.0.0.1:{called_at or public}'\n[web.operator]\nport = {operator}",
             "[providers.sim]\nkind = 'simulator'",
             f"account_sid = '{ACCOUNT_SID}'\nauth_token_env = 'SIMULATOR_TOKEN'\nbase_url = '{base_url}'",
             f"connections = {self.connections}\ntimeout_s = {self.timeout_s}",
@@ -82,6 +85,9 @@ class Stage:
         self.dsn = dsn
         self.provider_url = simulator.url  # where the daemon is told that it lives: a bad road may lead there
         self._process: asyncio.subprocess.Process | None = None
+        self._others: list[Stage] = []
+        self.stood_s = 0.0  # the longest that the simulator's loop, which is ours, has stood still
+        self.called_at: int | None = None  # whose port receipts go to, when not our own: that of a load balancer, say
         self.log = folder / "daemon.log"
         self.state = folder / "state"
 
@@ -92,26 +98,67 @@ class Stage:
         async with Simulator(Settings(ledger=folder / "ledger.jsonl"), faults=faults) as simulator:
             connection = await asyncpg.connect(dsn)
             stage = cls(cast, folder, dsn, simulator, connection)
+            watching = asyncio.create_task(stage._watch())
             try:
                 yield stage
             finally:
-                if stage._process is not None:
-                    await stage.kill()
+                watching.cancel()
+                for one in (stage, *stage._others):
+                    if one._process is not None:
+                        await one.kill()
                 await connection.close()
 
-    async def start(self, *, ready: int = 200, ready_s: float = 20.0) -> None:
-        """Start the daemon and wait until ``/readyz`` answers *ready*."""
+    async def _watch(self) -> None:
+        while True:
+            before = time.monotonic()
+            await asyncio.sleep(0.005)
+            self.stood_s = max(self.stood_s, time.monotonic() - before - 0.005)
+
+    def busiest(self, sender: str) -> int:
+        """
+        The most segments of *sender* in any second, less what comes of our own standing still: while the simulator does
+        not look, what comes bunches (the promise holds while ways differ by 20 ms at the most).
+        """
+        rate = self.cast.senders[sender]
+        bunched = math.ceil(rate * max(self.stood_s - 0.02, 0.0))
+        return self.simulator.ledger.max_in_window(sender, rate) - bunched
+
+    def beside(self, name: str, cast: Cast | None = None) -> Stage:
+        """Another daemon of the same database, with a state folder and ports of its own."""
+        folder = self.folder / name
+        folder.mkdir()
+        other = Stage(cast or self.cast, folder, self.dsn, self.simulator, self.connection)
+        self._others.append(other)
+        return other
+
+    def write_config(self) -> Path:
+        """The configuration file, as it is now."""
         config = self.folder / "config.toml"
         config.write_text(
             self.cast.toml(
-                dsn=self.dsn, base_url=self.provider_url, state=self.state, public=self.public, operator=self.operator
+                dsn=self.dsn,
+                base_url=self.provider_url,
+                state=self.state,
+                public=self.public,
+                operator=self.operator,
+                called_at=self.called_at,
             )
         )
+        return config
+
+    async def launch(self, *program: str) -> asyncio.subprocess.Process:
+        """Start the daemon, or another *program* that takes its arguments; it is not up when this returns."""
+        config = self.write_config()
         with self.log.open("ab") as out:
             self._process = await asyncio.create_subprocess_exec(
-                sys.executable, "-m", "daemon", "run", "--config", str(config),
+                sys.executable, *(program or ("-m", "daemon")), "run", "--config", str(config),
                 stdout=out, stderr=out, env={**os.environ, "SIMULATOR_TOKEN": AUTH_TOKEN},
             )  # fmt: skip
+        return self._process
+
+    async def start(self, *, ready: int = 200, ready_s: float = 20.0) -> None:
+        """Start the daemon and wait until ``/readyz`` answers *ready*."""
+        process = await self.launch()
         deadline = time.monotonic() + ready_s
         async with aiohttp.ClientSession() as web:
             while True:
@@ -121,7 +168,7 @@ class Stage:
                             return
                 except aiohttp.ClientError:
                     pass
-                if time.monotonic() > deadline or self._process.returncode is not None:
+                if time.monotonic() > deadline or process.returncode is not None:
                     raise AssertionError(f"not ready: {self.log.read_text()[-3000:]}")
                 await asyncio.sleep(0.02)
 
@@ -137,6 +184,28 @@ class Stage:
             self._process.send_signal(signal.SIGKILL)
         await self._process.wait()
         self._process = None
+
+    def freeze(self) -> None:
+        """SIGSTOP: it stands still, and does not know."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        """SIGCONT."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGCONT)
+
+    @property
+    def instance(self) -> UUID:
+        """The id of its daemon, once it has run."""
+        return UUID((self.state / "instance").read_text().strip())
+
+    async def holds(self) -> set[str]:
+        """The groups its daemon leases."""
+        rows = await self.connection.fetch(
+            "SELECT grp FROM outrider.lease WHERE owner = $1 AND until > clock_timestamp()", self.instance
+        )
+        return {row["grp"] for row in rows}
 
     async def stop(self) -> int:
         """SIGTERM; the exit code."""

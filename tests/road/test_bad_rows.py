@@ -9,6 +9,7 @@ import asyncpg
 import pytest
 
 from daemon.simulator import Faults
+from tests.road import catalogue
 from tests.road.stage import Cast
 
 if TYPE_CHECKING:
@@ -57,6 +58,9 @@ BAD: list[tuple[str, dict[str, str], str, str]] = [
         "failed",
         "",
     ),
+    ("media that is nothing", {"media": "ARRAY[NULL]::text[]"}, "failed", "media 1"),
+    ("media that is no address", {"media": "ARRAY['https://example.org/a.png', 'cat.gif']"}, "failed", "media 2"),
+    ("media in two dimensions", {"media": "ARRAY[['a', 'b']]"}, "failed", "media 1"),
     ("expired", {"expires_at": "now() - interval '1 second'"}, "expired", ""),
     ("expired before Christ", {"expires_at": "'4000-01-01 BC'"}, "expired", ""),
     (
@@ -112,6 +116,46 @@ async def test_every_bad_row_ends_with_a_reason_within_five_seconds(stage: SetUp
     assert len(await road.sent()) == len(ODD)
 
 
+@pytest.mark.parametrize("seed", [1, pytest.param(2, marks=pytest.mark.long), pytest.param(3, marks=pytest.mark.long)])
+async def test_a_thousand_odd_rows_end_in_five_seconds_and_their_neighbours_do_not_wait(
+    stage: SetUp, seed: int
+) -> None:
+    road = await start(stage)
+    odd = [row for row in catalogue.rows(seed, 1_200) if row.get("send_at", catalogue.NOW) <= catalogue.NOW]
+    statement = (
+        f"INSERT INTO outrider.outbox ({', '.join(catalogue.COLUMNS)}) VALUES"
+        f" ({', '.join(f'${number}' for number, _ in enumerate(catalogue.COLUMNS, 1))}) RETURNING id"
+    )
+    neighbours = []
+    began = time.monotonic()
+    for number, row in enumerate(odd):
+        await road.connection.execute(statement, *(row.get(column) for column in catalogue.COLUMNS))
+        if not number % 25:
+            neighbours.append(
+                await road.connection.fetchval(
+                    "INSERT INTO outrider.outbox (recipient, service, intent, body)"
+                    " VALUES ('+12025550199', 'fast', 'otp', $1) RETURNING id", f"neighbour {number}",
+                )
+            )  # fmt: skip
+    inserted = time.monotonic()
+    await road.quiet(within_s=5)
+    print(f"{len(odd)} odd rows in {inserted - began:.1f} s, ended {time.monotonic() - inserted:.1f} s later")
+    for (status, reason), many in (await road.statuses()).items():
+        assert status in {"failed", "suppressed", "expired", "accepted", "sent", "delivered", "read"}, (
+            f"{many} {status}: {reason}\n{road.log.read_text()[-6000:]}"
+        )
+        assert reason or status in {"accepted", "sent", "delivered", "read"}, f"{many} {status} without a reason"
+    waits = await road.connection.fetch(
+        "SELECT extract(epoch FROM o.accepted_at - b.created_at)::float8 AS wait_s FROM outrider.outcome o"
+        " JOIN outrider.outbox b USING (id) WHERE id = ANY ($1)", neighbours,
+    )  # fmt: skip
+    assert len(waits) == len(neighbours)
+    assert max(row["wait_s"] for row in waits) < 1.0
+    log = road.log.read_text()
+    assert "Traceback" not in log
+    assert "stumbled" not in log
+
+
 async def test_bad_rows_in_a_copy_do_not_touch_their_neighbours(stage: SetUp) -> None:
     road = await stage(CAST, Faults.model_validate({"receipts": {"enabled": False}}))
     await road.start()
@@ -142,10 +186,11 @@ async def test_bad_rows_behind_a_long_queue_do_not_wait_for_it(stage: SetUp) -> 
         {"recipient": "'+999123456789'"},
         {"recipient": "'+12'"},
         {"body": "NULL"},
+        {"media": "ARRAY[NULL]::text[]"},
         {"service": "'nowhere'"},
     ):
         await insert(road, {"service": "'slow'", **columns})
-    await road.until("SELECT count(*) = 4 FROM outrider.outcome WHERE status IN ('failed', 'suppressed')", within_s=5)
+    await road.until("SELECT count(*) = 5 FROM outrider.outcome WHERE status IN ('failed', 'suppressed')", within_s=5)
 
 
 @pytest.mark.every_postgres

@@ -125,7 +125,8 @@ async def engine(
     configured = configured or settings()
     clock = clock or Clock()
     observer = Observer(Metrics(), clock, configured)
-    journal = Journal(folder / "state", boot_id="this boot")
+    owner = owner or uuid4()
+    journal = Journal(folder / "state", boot_id="this boot", owner=str(owner))
     memory: Memory = journal.recall()
     async with Transport.open(connections=4) as transport:
         gates = {
@@ -138,7 +139,7 @@ async def engine(
             dsn=dsn,
             journal=journal,
             memory=memory,
-            owner=owner or uuid4(),
+            owner=owner,
             observer=observer,
             gates=gates,
         )

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from dataclasses import replace
+from html import unescape
 from pathlib import Path
 
 import pytest
@@ -13,11 +15,12 @@ import pytest
 from bench.load import Run
 from bench.messages import MESSAGES_MAX, recipient, requests
 from bench.outrider import Drain
+from bench.picture import drawn
 from bench.report import Report, Round
 from daemon.core.address import plausible
 
 ROOT = Path(__file__).resolve().parents[2]
-RUN = Run(messages=100, rate=2_000.0, cpu=0.2, distinct=100)
+RUN = Run(asked=100, messages=100, rate=2_000.0, cpu=0.2, distinct=100)
 DRAIN = Drain(
     messages=100, rate=1_000.0, cpu=0.4, distinct=100, settled=100, emptied_s=0.1, cpu_postgres=0.1, wal_insert=700.0,
     wal=450.0,
@@ -38,7 +41,9 @@ def test_a_ratio_is_taken_within_its_round() -> None:
 def test_what_did_not_run_has_no_ratio() -> None:
     document = report(ROUND).document()
 
-    assert document["ratios"] == {"pgqueuer": None, "procrastinate": None, "raw_aiohttp": 0.5, "raw_protocol": 0.05}
+    assert document["ratios"] == {
+        "pgqueuer": None, "naive": None, "procrastinate": None, "raw_aiohttp": 0.5, "raw_protocol": 0.05,
+    }  # fmt: skip
     assert document["sink_headroom"] == 10.0
 
 
@@ -49,6 +54,7 @@ def test_what_did_not_run_has_no_ratio() -> None:
         replace(ROUND, outrider=replace(DRAIN, distinct=99)),  # one lost, another twice
         replace(ROUND, outrider=replace(DRAIN, settled=99)),  # sent, and not written down
         replace(ROUND, raw=replace(RUN, messages=99, distinct=99)),
+        replace(ROUND, peers={"naive": replace(RUN, asked=50, messages=49, distinct=49)}),
     ],
 )
 def test_a_lost_or_repeated_message_spoils_the_run(bad: Round) -> None:
@@ -83,3 +89,13 @@ def test_a_short_run_tells_every_figure_and_loses_nothing() -> None:
     assert one["outrider"]["wal_insert"] > 0
     assert one["outrider"]["cpu_postgres"] > 0
     assert "aiohttp's client alone" in done.stderr
+
+
+def test_the_picture_shows_everybody_who_ran_the_quickest_first() -> None:
+    drawing = drawn(report(replace(ROUND, peers={"procrastinate": replace(RUN, rate=210.0)})))
+
+    words = re.findall(">([^<]+)</text>", unescape(drawing))
+    names = [word for word in words if word in {"Outrider", "aiohttp's client alone", "Procrastinate + aiohttp"}]
+    assert names == ["aiohttp's client alone", "Outrider", "Procrastinate + aiohttp"]
+    assert {"20,000", "2,000", "1,000", "210"} <= set(words)
+    assert "PgQueuer + aiohttp" not in words

@@ -16,7 +16,7 @@ import asyncpg
 import pytest
 from typer.testing import CliRunner
 
-from daemon.cli import app
+from daemon.cli import app, dead
 from daemon.cli.serve import without_password
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PERSON = "+12025550123"
 COMMANDS = [
     "run", "migrate", "check", "demo", "simulate", "send", "status", "why", "pause", "resume", "cancel", "psql", "bench",
-    "dead list", "dead show", "dead replay",
+    "dead list", "dead show", "dead replay", "selftest crash",
 ]  # fmt: skip
 
 
@@ -134,6 +134,8 @@ class TestTrouble:
             ["resume", "all", "--sole-sender"],
             ["dead", "replay"],
             ["dead", "replay", str(uuid4()), "--reason", "%"],
+            ["dead", "replay", str(uuid4()), "--tag", "campaign=spring"],
+            ["dead", "replay", "--reason", "%", "--rate", "0"],
             ["demo", "--messages", "0"],
             ["nothing"],
         ],
@@ -399,7 +401,78 @@ class TestDeadLetters:
         result = outrider("dead", "replay", waiting)
 
         assert result.exit_code == 1
-        assert result.stdout == f"{waiting} refused\n"
+        assert result.stdout == f"{waiting} refused: already queued\n"
+
+    def test_a_preview_says_how_many_and_who_is_left_out_and_why(self, outrider: Outrider, database: str) -> None:
+        fits, doubtful, other = sent(outrider), sent(outrider), sent(outrider)
+        for message in (fits, doubtful):
+            ended(database, message, "dead", "gave up")
+        ended(database, other, "dead", "another story")
+        ask(
+            database,
+            "INSERT INTO outrider.attempt (id, attempt, kind, outcome) VALUES ($1, 1, 'exchange', 'uncertain')",
+            doubtful,
+        )
+
+        seen = outrider("dead", "replay", "--reason", "gave up", "--status", "dead", "--preview")
+        told = json.loads(outrider("dead", "replay", "--reason", "gave up", "--preview", "--json").stdout)
+
+        assert seen.exit_code == 0
+        assert seen.stdout.splitlines() == [f"{fits} would be replayed", f"{doubtful} refused: in doubt"]
+        assert seen.stderr == "1 would be replayed (1 segments), 1 in doubt (1 segments)\n"
+        assert told == [
+            {"id": fits, "result": "would be replayed", "segments": 1, "due_at": None},
+            {"id": doubtful, "result": "refused", "why": "in doubt", "segments": 1},
+        ]
+        assert ask(database, "SELECT FROM outrider.queue") == []
+        assert outrider("dead", "replay", doubtful, "--doubtful").stdout == f"{doubtful} replayed\n"
+
+    def test_a_filter_is_made_of_all_its_options(self, outrider: Outrider, database: str) -> None:
+        first, second = sent(outrider), sent(outrider)
+        for message in (first, second):
+            ended(database, message, "failed", "gave up")
+        ask(database, """UPDATE outrider.outbox SET tags = '{"campaign": "spring"}' WHERE id = $1""", first)
+
+        def listed(*words: str) -> list[str]:
+            return [row["id"] for row in json.loads(outrider("dead", "list", "--json", *words).stdout)]
+
+        assert listed("--tag", "campaign=spring", "--service", "news") == [first]
+        assert listed("--tag", "campaign=autumn") == []
+        assert listed("--until", "-1h") == []
+        assert listed("--provider", "nobody") == []
+        assert outrider("dead", "list", "--status", "delivered").exit_code == 2
+        assert outrider("dead", "replay", "--tag", "spring").exit_code == 2
+        assert outrider("dead", "replay", "--tag", "campaign=spring").stdout == f"{first} replayed\n"
+
+    def test_many_are_confirmed_at_a_terminal_and_spread_over_time(
+        self, outrider: Outrider, database: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(dead, "_at_a_terminal", lambda: True)
+        monkeypatch.setattr(dead, "BATCH", 40)
+        ask(
+            database,
+            "WITH asked AS (INSERT INTO outrider.outbox (recipient, service, body) SELECT '+12025550123', 'news', 'x'"
+            "  FROM generate_series(1, 101) RETURNING id),"
+            " gone AS (INSERT INTO outrider.outcome (id, status, rank, reason) SELECT id, 'dead', 5, 'gave up' FROM asked)"
+            " SELECT",
+        )
+        ask(database, "DELETE FROM outrider.queue")
+
+        refused = outrider("dead", "replay", "--reason", "gave up", stdin="n\n")
+        untouched = ask(database, "SELECT FROM outrider.queue")
+        limited = outrider("dead", "replay", "--reason", "gave up", "--limit", "1", "--preview")
+        done = outrider("dead", "replay", "--reason", "gave up", "--rate", "20", stdin="y\n")
+        due = sorted(row["due_at"] for row in ask(database, "SELECT due_at FROM outrider.queue"))
+
+        assert refused.exit_code == 1
+        assert untouched == []
+        assert "Send 101 messages again?" in done.stderr
+        assert limited.stdout.count("refused: beyond --limit") == 100
+        assert done.exit_code == 0
+        assert done.stdout.count(" replayed\n") == 101
+        assert len(due) == 101
+        assert all((later - earlier).total_seconds() >= 1 - 1e-5 for earlier, later in zip(due, due[20:], strict=False))
+        assert (due[-1] - due[0]).total_seconds() == pytest.approx(5.0, abs=0.01)
 
     def test_show_tells_the_message_and_its_story(self, outrider: Outrider, database: str) -> None:
         message = sent(outrider)

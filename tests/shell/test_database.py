@@ -187,6 +187,14 @@ def test_an_instance_keeps_its_name(tmp_path: Path) -> None:
     assert identity.instance_id(tmp_path / "state") != identity.instance_id(tmp_path / "other")
 
 
+@pytest.mark.parametrize("left", [b"", b"no id", b"\xff\0"])
+def test_a_damaged_id_is_as_good_as_none(tmp_path: Path, left: bytes) -> None:
+    (tmp_path / "instance").write_bytes(left)
+    made = identity.instance_id(tmp_path)
+    assert made == identity.instance_id(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["instance"]
+
+
 async def test_a_line_whose_statements_cannot_be_prepared_keeps_no_connection(
     database: str, connection: Connection
 ) -> None:

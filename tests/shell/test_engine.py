@@ -448,8 +448,9 @@ async def test_no_write_starts_that_could_end_after_the_lease(house: House) -> N
 async def test_a_lease_is_long_enough_for_the_slowest_exchange(house: House, connection: Connection) -> None:
     async with house() as made:
         made.leases.__init__(  # type: ignore[misc]  # as with timeout_s = 120
-            made.chores, owner=made.owner, groups=made._groups, reconcile=made.recovery.reconcile,
-            tick=made._clock.tick, exchange_s=120.0, in_hand=made.outbox.holds,
+            made.chores, owner=made.owner, groups=made._groups, digest=made._digest, journal=made.journal,
+            reconcile=made.recovery.reconcile, tick=made._clock.tick, exchange_s=120.0, in_hand=made.outbox.holds,
+            release=made.lanes.release,
         )  # fmt: skip
         await made.leases._take()
         assert made.leases.may_write(US)
@@ -508,7 +509,7 @@ async def test_the_dispatch_log_tells_what_a_dead_daemon_had_in_hand(house: Hous
         await crash(made, taken)
     async with house(owner=owner) as again:
         await again.leases._take()
-        assert again.recovery.counts == {"free": 1, "answered": 2, "doubt": 1}
+        assert again.recovery.counts == {"free": 1, "answered": 2, "doubt": 1, "dead": 0}
         assert await states(connection) == {"queued": 1, "unknown": 1, "accepted": 1, "failed": 1}
         assert await connection.fetchval("SELECT reference FROM outrider.outcome WHERE id = $1", taken[2].id) == "SM7"
         assert [one.id for one in await claimed(again)] == [taken[0].id]
@@ -547,7 +548,7 @@ async def test_a_row_in_two_open_claims_is_judged_once(house: House, connection:
         made.journal.answered(one.id, one.attempt, said.json())
     async with house(owner=owner) as again:
         await again.leases._take()
-        assert again.recovery.counts == {"free": 0, "answered": 1, "doubt": 0}
+        assert again.recovery.counts == {"free": 0, "answered": 1, "doubt": 0, "dead": 0}
     assert await states(connection) == {"accepted": 1}
 
 
@@ -561,7 +562,7 @@ async def test_a_crash_and_changed_settings_leave_no_group_unjudged(house: House
     renamed = settings({"default": [US, OTHER], "also": [OTHER, "+15550100000"]})
     async with house(owner=owner, configured=renamed) as again:
         await again.leases._take()
-        assert again.recovery.counts == {"free": 1, "answered": 2, "doubt": 1}
+        assert again.recovery.counts == {"free": 1, "answered": 2, "doubt": 1, "dead": 0}
         assert await connection.fetchval("SELECT count(*) FROM outrider.claim") == 0
         await again.leases._leave()
         assert set(again.leases.held) == {"+15550100000"}
@@ -595,16 +596,18 @@ async def test_recovery_may_be_run_again(house: House, connection: Connection) -
         await made.leases._take()
         await crash(made, await claimed(made))
     async with house(owner=owner) as again:
-        real = again.chores.ask
+        real = again.chores.fetch
 
-        async def ask(query: str, *arguments: object) -> list[asyncpg.Record]:
-            raise DatabaseDown("gone before the claims were closed")
+        async def fetch(name: str, *arguments: object) -> list[asyncpg.Record]:
+            if name == "release":
+                raise DatabaseDown("gone before the claims were closed")
+            return await real(name, *arguments)
 
-        again.chores.ask = ask  # type: ignore[method-assign]
+        again.chores.fetch = fetch  # type: ignore[method-assign]
         with pytest.raises(DatabaseDown):
             await again.leases._take()
         assert not again.leases.held
-        again.chores.ask = real  # type: ignore[method-assign]
+        again.chores.fetch = real  # type: ignore[method-assign]
         await again.leases._take()
     assert await states(connection) == {"queued": 1, "unknown": 1, "accepted": 1, "failed": 1}
     assert RANKS[Status.FAILED] == await connection.fetchval(

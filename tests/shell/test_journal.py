@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import os
+import random
+import shutil
 from typing import TYPE_CHECKING, NoReturn
 from uuid import UUID, uuid4
 
@@ -47,6 +49,25 @@ def recalled(folder: Path, boot_id: str = "boot") -> Memory:
         log.close()
 
 
+def recalled_beside(folder: Path) -> Memory:
+    """What a next run would recall, were this one to end now."""
+    copy = folder.with_name("copy")
+    shutil.copytree(folder, copy)
+    try:
+        return recalled(copy)
+    finally:
+        shutil.rmtree(copy)
+
+
+def fill(log: Journal, many: int) -> None:
+    """*many* messages sent, answered and settled."""
+    for number in range(many):
+        id = uuid4()
+        log.dispatched(id, 1, f"sender {number % 3}", 1, float(number))
+        log.answered(id, 1, orjson.dumps({"status": "accepted"}))
+        log.settled(id, 1)
+
+
 def logs(folder: Path) -> list[Path]:
     return sorted(folder.glob("*.log"))
 
@@ -54,6 +75,7 @@ def logs(folder: Path) -> list[Path]:
 def test_what_was_written_is_recalled(folder: Path) -> None:
     log = begun(folder)
     first, second = uuid4(), uuid4()
+    log.leased("group", 7)
     log.dispatched(first, 1, "+15550100", 3, 17.5)
     log.dispatched(second, 2, "72345", 1, 18.0)
     log.answered(first, 1, orjson.dumps({"status": "accepted", "reference": "SM1"}))
@@ -65,8 +87,10 @@ def test_what_was_written_is_recalled(folder: Path) -> None:
     }
     assert memory.answered == {(first, 1): {"status": "accepted", "reference": "SM1"}}
     assert not memory.damaged
-    assert memory.left((second, 2))
-    assert not memory.left((second, 3))
+    assert not memory.unsent((second, 2), "group", 7)
+    assert memory.unsent((second, 3), "group", 7)
+    assert not memory.unsent((second, 3), "group", 8)  # claimed under a lease of which it knows nothing
+    assert not memory.unsent((second, 3), "other", 7)
 
 
 def test_a_new_folder_has_no_memory_and_no_damage(folder: Path) -> None:
@@ -104,7 +128,7 @@ def test_files_of_earlier_runs_stay_until_they_are_forgotten(folder: Path) -> No
     assert len(logs(folder)) == 2
     log.forget_old()
     log.close()
-    assert not recalled(folder).left((first, 1))
+    assert (first, 1) not in recalled(folder).dispatched
     assert len(recalled(folder).dispatched) == 1
 
 
@@ -112,11 +136,7 @@ def test_rotation_keeps_what_is_open_and_the_names_of_senders(folder: Path) -> N
     log = begun(folder)
     kept = uuid4()
     log.dispatched(kept, 1, "the first sender", 1, 0.5)
-    for number in range(6_000):
-        id = uuid4()
-        log.dispatched(id, 1, f"sender {number % 3}", 1, float(number))
-        log.answered(id, 1, orjson.dumps({"status": "accepted"}))
-        log.settled(id, 1)
+    fill(log, 6_000)
     # The first, which is open; the present one; the one before it, for the debt of senders. And no more.
     assert len(logs(folder)) == 3
     log.close()
@@ -224,7 +244,7 @@ class Story:
 
     def believed(self, raw: bytes | bytearray) -> None:
         """Read *raw* in place of the log: what truly was dispatched must be taken for it."""
-        memory = Memory(boot_id="boot")
+        memory = Memory()
         self.path.write_bytes(raw)
         journal._read(self.path, memory)
         assert memory.damaged or self.truth <= set(memory.dispatched)
@@ -267,6 +287,149 @@ def test_no_scribble_is_read_as_not_sent(story: Story, scribbles: list[tuple[int
     for at, ink in scribbles:
         raw[at % story.end : at % story.end + len(ink)] = ink
     story.believed(raw)
+
+
+def test_a_log_that_is_missing_tells_nothing_of_what_it_knew(folder: Path) -> None:
+    log = begun(folder)
+    log.leased("group", 3)
+    log.dispatched(UUID(int=1), 1, "a", 1, 1.0)
+    log.close()
+    assert recalled(folder).unsent((UUID(int=2), 1), "group", 3)
+    logs(folder)[0].unlink()
+    assert not recalled(folder).unsent((UUID(int=1), 1), "group", 3)
+
+
+def test_another_daemons_log_tells_nothing(folder: Path) -> None:
+    log = Journal(folder, boot_id="boot", owner="another")
+    log.open()
+    log.leased("group", 3)
+    log.close()
+    assert recalled(folder).damaged
+
+
+def test_files_removed_on_purpose_are_not_missed_and_others_are(folder: Path) -> None:
+    begun(folder).close()  # an earlier run
+    log = begun(folder)
+    log.leased("group", 3)
+    kept = uuid4()
+    log.dispatched(kept, 1, "a", 1, 0.5)
+    fill(log, 6_000)
+    log.forget_old()
+    log.close()
+    whole = recalled(folder)
+    assert not whole.damaged
+    assert whole.unsent((uuid4(), 1), "group", 3)
+    assert len(logs(folder)) == 3
+    for path in logs(folder):
+        raw = path.read_bytes()
+        path.unlink()
+        assert recalled(folder).damaged, path.name
+        path.write_bytes(b"")
+        assert recalled(folder).damaged, path.name
+        path.write_bytes(bytes(len(raw)))
+        assert recalled(folder).damaged, path.name
+        path.write_bytes(raw)
+
+
+def test_a_run_that_lost_its_last_file_is_not_healed_by_the_next_run(folder: Path) -> None:
+    log = begun(folder)
+    fill(log, 1_500)
+    log.close()
+    logs(folder)[-1].unlink()
+    begun(folder).close()  # takes the number that has become free
+    assert recalled(folder).damaged
+
+
+def test_what_was_in_the_works_is_known(folder: Path) -> None:
+    log = begun(folder)
+    log.in_the_works(UUID(int=7), 3)
+    assert recalled_beside(folder).in_the_works == {(UUID(int=7), 3)}
+    log.prepared()
+    assert recalled_beside(folder).in_the_works == set()
+    log.close()
+
+
+class Past:
+    """What truly happened in two runs, several files each, some removed on purpose; and ways to do the log harm."""
+
+    def __init__(self, folder: Path, seed: int) -> None:
+        self.rng = random.Random(seed)
+        self.folder = folder
+        self.open: dict[tuple[UUID, int], tuple[str, int]] = {}  # dispatched and not settled -> its lease
+        self.epoch = 0
+        for _ in range(2):
+            log = Journal(folder, boot_id="boot", owner="me")
+            log.recall()
+            log.open()
+            self.live(log)
+            log.close()
+
+    def live(self, log: Journal) -> None:
+        self.epoch += 1
+        log.leased("group", self.epoch)
+        for number in range(self.rng.randrange(200, 1_200)):
+            id = UUID(int=self.rng.getrandbits(128))
+            log.dispatched(id, 1, f"sender {number % 5}", 1, float(number))
+            if self.rng.random() < 0.98:
+                log.answered(id, 1, orjson.dumps({"status": "accepted"}))
+                log.settled(id, 1)
+            else:
+                self.open[id, 1] = "group", self.epoch
+
+    def harm(self) -> str:
+        path = self.rng.choice(logs(self.folder))
+        raw = bytearray(path.read_bytes())
+        used = len(raw.rstrip(b"\0"))
+        at = self.rng.randrange(used)
+        match kind := self.rng.randrange(9):
+            case 0:
+                path.unlink()
+            case 1:
+                path.write_bytes(raw[:at])
+            case 2:
+                path.write_bytes(b"")
+            case 3:
+                raw[at] ^= 1 << self.rng.randrange(8)
+            case 4:
+                raw[at : at + PAGE] = bytes(PAGE)
+            case 5:
+                raw[at:used] = bytes(used - at)  # a torn tail
+            case 6:
+                raw[at : at + 40] = self.rng.randbytes(40)
+            case 7:
+                for each in logs(self.folder):
+                    each.unlink()
+            case _:
+                other = Journal(self.folder / "other", boot_id="boot", owner="another")
+                other.open()
+                other.leased("group", self.epoch)
+                other.close()
+                for each in logs(self.folder):
+                    each.unlink()
+                (self.folder / "other" / "dispatch-000001.log").rename(path)
+                return "another daemon's"
+        if kind in {3, 4, 5, 6}:
+            path.write_bytes(raw)
+        return f"{kind} at {at} of {path.name}"
+
+    def lied_about(self, *, boot_id: str = "boot") -> list[UUID]:
+        """What was sent, and is taken for unsent."""
+        log = Journal(self.folder, boot_id=boot_id, owner="me")
+        memory = log.recall()
+        log.close()
+        return [key[0] for key, lease in self.open.items() if memory.unsent(key, *lease)]
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("seeds", [range(60), pytest.param(range(1_000), marks=pytest.mark.long)], ids=len)
+def test_no_harm_makes_a_log_say_not_sent_of_what_was(tmp_path: Path, seeds: range) -> None:
+    for seed in seeds:
+        folder = tmp_path / str(seed)
+        past = Past(folder, seed)
+        assert past.lied_about() == past.lied_about(boot_id="another machine") == []
+        harm = past.harm()
+        assert past.lied_about() == [], (seed, harm)
+        shutil.rmtree(folder)
 
 
 def test_a_log_of_another_kind_is_damage_and_an_empty_one_is_none(folder: Path) -> None:

@@ -192,12 +192,23 @@ async def test_a_new_rate_judges_the_old_debt() -> None:
 
 async def test_debt_is_remembered_from_the_log() -> None:
     made, lane, clock = wound(rate=1)
-    made.remember([Dispatch("a", 3, clock.tick() - 0.5), Dispatch("gone", 1, clock.tick())], full=False)
+    made.remember([Dispatch("a", 3, clock.tick() - 0.5), Dispatch("gone", 1, clock.tick())])
     assert lane.pace.earliest(1, clock.tick()) >= clock.tick() + 2.4
     assert lane.free_at - clock.tick() >= 2.4
-    fresh = lanes_of(sender(), clock=clock)
-    fresh.remember([], full=True)
-    assert fresh["a"].pace.earliest(1, clock.tick()) >= clock.tick() + 1.0
+
+
+async def test_a_pace_is_inherited_with_all_its_debt() -> None:
+    made, lane, clock = wound(rate=1)
+    now = clock.tick()
+    made.inherit(
+        {"a": [], "gone": []}, silent_at=now - 0.3, afresh=False
+    )  # nothing known: a full window at that moment
+    assert lane.pace.earliest(1, now) == pytest.approx(now + 0.72)
+    made.remember([Dispatch("a", 50, now)])
+    said = {"a": [(now - 1.0, 10), (now - 9.0, 1)]}
+    made.inherit(said, silent_at=now - 0.3, afresh=True)  # what we remembered is among what is known: not counted twice
+    assert lane.pace.earliest(1, now) == pytest.approx(now + 9.0, abs=0.1)
+    assert lane.free_at == pytest.approx(now + 9.0, abs=0.1)
 
 
 class Counting:

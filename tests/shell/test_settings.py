@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 import tomllib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -370,6 +371,14 @@ def test_a_changed_secret_is_told_without_it() -> None:
     assert lines == ["providers main auth_token: changed"]
 
 
+def test_what_is_said_of_one_intent_s_dead_letters_leaves_the_others_as_they_were() -> None:
+    found = settings("[retention]\ndead_by_intent = { marketing = '180d' }").retention
+    assert {word.value: str(span) for word, span in found.dead_by_intent.items()} == {"otp": "1d", "marketing": "180d"}
+    assert settings("[retention.dead_by_intent]\notp = '5 min'").retention.dead_by_intent == {Intent.OTP: 300.0}
+    (said,) = mistakes(MINIMAL + "[retention.dead_by_intent]\npigeons = '1d'")
+    assert "retention.dead_by_intent" in said
+
+
 def test_the_digest_knows_who_sends_what_and_nothing_else() -> None:
     same = [
         settings("[daemon]\nlog_level = 'debug'\nin_hand = 7"),
@@ -493,6 +502,8 @@ def test_the_shipped_file_shows_the_defaults() -> None:
                 assert value in {default_rate(table["type"], table["country"]), 10.0}
             elif isinstance(field.default, Duration):
                 assert Duration.read(value) == field.default, key
+            elif isinstance(field.default, Mapping):
+                assert {word: Duration.read(span) for word, span in value.items()} == field.default, key
             else:
                 assert value == (str(field.default) if isinstance(field.default, Path) else field.default), key
 

@@ -62,7 +62,7 @@ class Actor:
         return await self.connection.fetch(statement(name), *arguments)
 
     async def lease(self, seconds: float = 3600.0) -> bool:
-        rows = await self.run("lease_take", self.group, self.owner, seconds)
+        rows = await self.run("lease_take", self.group, self.owner, seconds, seconds, [], "", 15.0)
         if rows:
             self.epoch = rows[0]["epoch"]
         return bool(rows)
@@ -188,8 +188,11 @@ async def insert(connection: Connection, many: int = 1, /, **columns: Any) -> li
 
 async def blocked(connection: Connection, other: Connection) -> None:
     """Return when *other* waits for a lock that somebody holds."""
-    while not await connection.fetchval("SELECT cardinality(pg_blocking_pids($1)) > 0", other.get_server_pid()):  # noqa: ASYNC110
+    for _ in range(2000):
+        if await connection.fetchval("SELECT cardinality(pg_blocking_pids($1)) > 0", other.get_server_pid()):
+            return
         await asyncio.sleep(0.005)
+    raise AssertionError("it does not wait for anybody")
 
 
 async def where(connection: Connection, id: UUID) -> str:

@@ -179,7 +179,7 @@ async def test_only_what_ended_badly_is_sent_again(connection: Connection, actor
     assert await where(connection, id) == "queued"
     assert await signals(connection) == [("replay", id, None)]
     story = await connection.fetch("SELECT kind, outcome, reason FROM outrider.attempt WHERE id = $1", id)
-    assert [tuple(row) for row in story] == [("decision", "replayed", f"was {status}: because")]
+    assert [tuple(row) for row in story] == [("replay", "replayed", f"was {status}: because")]
     assert not await replay(connection, id), "once"
     (taken,) = await actor.claim()
     assert taken.attempt == 2

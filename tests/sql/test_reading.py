@@ -150,7 +150,7 @@ async def test_why_tells_the_whole_story_and_nothing_private(connection: Connect
     story = await connection.fetch("SELECT * FROM outrider.why($1)", id)
     assert [row["at"] for row in story] == sorted(row["at"] for row in story)
     told = [row["what"] for row in story]
-    assert sorted(told[1:-1]) == sorted(["exchange 1", "receipt", "evidence 1", "receipt", "decision 1", "claimed"])
+    assert sorted(told[1:-1]) == sorted(["exchange 1", "receipt", "evidence 1", "receipt", "replay 1", "claimed"])
     assert (told[0], told[-1]) == ("inserted", "now accepted")
     text = "\n".join(f"{row['what']} {row['detail']}" for row in story)
     for needle in ("uncertain", "timed out", "2 segments", "30003", "replayed", "was undelivered"):

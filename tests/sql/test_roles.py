@@ -134,6 +134,10 @@ async def test_who_looks_and_who_operates_sees_neither_body_nor_number(
 OPERATIONS = [
     "SELECT outrider.cancel(gen_random_uuid())",
     "SELECT outrider.replay(gen_random_uuid())",
+    "SELECT outrider.replay(ARRAY[gen_random_uuid()], 1)",
+    "SELECT outrider.replay(since => now(), until => now())",
+    "SELECT outrider.replay_preview(since => now())",
+    "SELECT outrider.replay_answers(ARRAY[gen_random_uuid()])",
     "SELECT outrider.pause('all')",
     "SELECT outrider.resume('all')",
     "SELECT outrider.opt_out('+12025550100')",
@@ -142,6 +146,8 @@ LOOKS = [
     "SELECT * FROM outrider.message",
     "SELECT * FROM outrider.backlog",
     "SELECT * FROM outrider.dead_letter",
+    "SELECT * FROM outrider.dead_letters()",
+    "SELECT * FROM outrider.keeping",
     "SELECT * FROM outrider.pause",
     "SELECT * FROM outrider.lease",
     "SELECT host, seen_at FROM outrider.instance",
@@ -186,6 +192,10 @@ async def test_the_daemon_may_run_each_of_its_statements(connection: Connection,
         "CREATE ROLE another",
         "INSERT INTO outrider.outbox (body) VALUES ('x')",
         "DELETE FROM outrider.outbox",
+        "UPDATE outrider.outbox SET body = NULL",
+        "SELECT outrider.blank('{}', false)",
+        "UPDATE outrider.progress SET block = 0",
+        "DELETE FROM outrider.straggler",
         "DELETE FROM outrider.outcome",
         "UPDATE outrider.attempt SET outcome = 'x'",
         "DELETE FROM outrider.attempt",
@@ -199,8 +209,20 @@ async def test_the_daemon_makes_no_tables_and_rewrites_no_history(connection: Co
     assert await denied(connection, "outrider_daemon", query)
 
 
-async def test_the_daemon_makes_weeks_by_the_function_alone(connection: Connection) -> None:
-    assert not await denied(connection, "outrider_daemon", "SELECT outrider.make_weeks(1)")
+@pytest.mark.parametrize(
+    "query",
+    [
+        "SELECT outrider.make_weeks(1)",
+        "SELECT outrider.drop_weeks()",
+        *(f"SELECT outrider.{duty}(1)" for duty in (
+            "blank_codes", "blank_texts", "forget_keys", "forget_signals", "forget_instances", "sweep_default", "drop_receipts",
+        )),
+    ],
+)  # fmt: skip
+async def test_the_daemon_makes_and_drops_by_the_functions_alone(connection: Connection, query: str) -> None:
+    assert not await denied(connection, "outrider_daemon", query)
+    for role in ROLES[:3]:
+        assert await denied(connection, role, query)
 
 
 async def test_the_public_may_do_nothing(connection: Connection) -> None:

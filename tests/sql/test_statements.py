@@ -93,7 +93,7 @@ async def test_a_group_held_by_another_is_not_to_be_had(actor: Actor, enter: Ent
     assert await actor.lease(), "whoever holds it may take it anew"
     await actor.run("lease_drop", *actor.fence)
     assert await other.lease()
-    assert await actor.run("lease_renew", *actor.fence, 25.0) == []
+    assert await actor.run("lease_renew", *actor.fence, 25.0, 8.0) == []
 
 
 async def test_the_claim_record_names_exactly_what_was_taken(connection: Connection, actor: Actor) -> None:
@@ -425,6 +425,23 @@ async def test_a_decision_is_taken_once_and_evidence_wins(connection: Connection
     assert await actor.decide(dropped.id, 1, "dead", "parked")
     row = await ended(connection, dropped.id)
     assert (row["status"], row["rank"], row["attempts"], row["reason"]) == ("dead", RANKS[S.DEAD], 1, "parked")
+
+
+@pytest.mark.parametrize(("status", "told"), [("ready", "resend"), ("dead", "dead")])
+async def test_a_decision_and_its_story_are_one(connection: Connection, actor: Actor, status: str, told: str) -> None:
+    taken = await in_doubt(connection, actor)
+    await connection.execute(
+        "INSERT INTO outrider.attempt (id, attempt, kind, provider, sender, segments, outcome)"
+        " VALUES ($1, 1, 'exchange', 'twilio', '+12025550100', 2, 'uncertain')",
+        taken.id,
+    )
+    await actor.decide(taken.id, 2, status, "about another attempt")
+    await actor.decide(taken.id, 1, status, "why")
+    await actor.decide(taken.id, 1, status, "once")
+    stories = await connection.fetch(
+        "SELECT attempt, provider, sender, segments, outcome, reason FROM outrider.attempt WHERE kind = 'decision'"
+    )
+    assert [tuple(row) for row in stories] == [(1, "twilio", "+12025550100", 2, told, "why")]
 
 
 # The inspector's refusals.

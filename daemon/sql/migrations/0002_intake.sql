@@ -45,6 +45,8 @@ BEGIN
                   OR f.channel IS DISTINCT FROM 'sms'
                   OR (f.template IS NULL AND (f.body IS NULL OR f.body !~ '\S') AND f.media IS NULL)
                   OR length(f.body) > 1600
+                  OR array_ndims(f.media) > 1 OR cardinality(f.media) > 10
+                  OR array_to_string(f.media, ' ', '!') !~ '^(https?://\S+( |$))*$'
                   OR f.template IS NOT NULL OR f.variables IS NOT NULL
                   OR (f.intent IS NOT NULL AND i.level IS NULL)
                   OR f.on_ambiguous NOT IN ('resolve', 'resend', 'drop')

@@ -1,0 +1,57 @@
+"""
+What a user would otherwise pick, doing the same job: claim in Postgres, post with aiohttp's client, record.
+
+All of them are given the tuned client of :mod:`bench.peers.client`, and the sink, the Postgres and the bodies that
+everybody has. None of them paces a sender, has doubts, or keeps a dispatch log. None is one of our dependencies: each
+runs where it is installed (``make bench`` sees to that).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from importlib.util import find_spec
+from typing import TYPE_CHECKING
+
+from bench.load import client, cpu_with_children_s, postmaster_pid
+from daemon.database import connect
+
+if TYPE_CHECKING:
+    from bench.load import Run, Sink
+    from daemon.embedded import Server
+
+
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """One of them: its key in the ratios, how people call it, and at most how many messages it is given."""
+
+    key: str
+    name: str
+    messages_max: int
+    needs: str | None = None  # a package that is not ours
+
+    @property
+    def installed(self) -> bool:
+        """Whether it can run here."""
+        return self.needs is None or find_spec(self.needs) is not None
+
+    async def drain(self, server: Server, sink: Sink, messages: int, in_flight: int, *, database: str) -> Run:
+        """Let it work through its messages in a fresh *database*; its Postgres counts as its own."""
+        count = min(messages, self.messages_max)
+        admin = await connect(server.dsn("postgres"))
+        await admin.execute(f"CREATE DATABASE {database}")
+        try:
+            used = cpu_with_children_s(postmaster_pid(server))
+            run = await client(f"peers.{self.key}", sink, count, in_flight, server.dsn(database))
+            used = cpu_with_children_s(postmaster_pid(server)) - used
+            return replace(run, cpu=run.cpu + used / count * 1000)
+        finally:
+            await admin.execute(f"DROP DATABASE {database} WITH (FORCE)")
+            await admin.close()
+
+
+# The slow ones are given fewer, lest everybody wait for them: a rate is a rate.
+PEERS = (
+    Peer("pgqueuer", "PgQueuer + aiohttp", 100_000, "pgqueuer"),
+    Peer("naive", "a loop with SKIP LOCKED", 5_000),
+    Peer("procrastinate", "Procrastinate + aiohttp", 2_000, "procrastinate"),
+)

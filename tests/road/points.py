@@ -1,0 +1,123 @@
+"""
+Outrider with a bomb in it: ``python -m tests.road.points C4:3 run --config FILE`` kills itself the third time it comes to point C4.
+
+Nothing of this is in the daemon, and nothing of the daemon is replaced: a point is a method of one of its parts, and
+death comes before it, after it, or while Postgres is at it. A method that is gone fails here, loudly.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+from functools import wraps
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import asyncpg
+
+from daemon.__main__ import main
+from daemon.database import Line
+from daemon.journal import Journal
+from daemon.providers.twilio import Twilio
+from daemon.wire.connection import Connection
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+FLUSHED_S = 0.001  # until the loop has handed to the kernel what was written
+HELD_S = 0.05  # time enough for whoever would answer without waiting
+AT_IT_S = 0.002  # how long Postgres is left alone with a statement whose answer nobody will read
+
+
+class Point(NamedTuple):
+    """Where death comes."""
+
+    owner: type
+    method: str
+    when: str  # before, after, flushed (once the bytes are out), asked (Postgres is at it), held (a while before)
+    statement: str = ""  # what a line is asked: its name, or how the query begins
+
+    def here(self, arguments: tuple[object, ...], result: object) -> bool:
+        """Whether this call is the point: the right statement, and one that did something."""
+        return str(arguments[0]).startswith(self.statement) and (self.method == "ask" or result != [])
+
+
+POINTS = {
+    "C1": Point(Line, "fetch", "before", "claim"),  # committed by the application, not claimed
+    "C2": Point(Line, "fetch", "asked", "claim"),  # the claim's COMMIT is sent, not acknowledged
+    "C3": Point(Line, "fetch", "after", "claim"),  # claimed
+    "C4": Point(Journal, "dispatched", "after"),  # in the dispatch log, not written
+    "C5": Point(Connection, "send", "flushed"),  # written
+    "C6": Point(Twilio, "hear", "before"),  # the answer is read
+    "C7": Point(Journal, "answered", "after"),  # the verdict is in the dispatch log
+    "C8": Point(Line, "fetch", "asked", "settle"),  # the verdict's COMMIT is sent, not acknowledged
+    "C8b": Point(Line, "fetch", "after", "settle"),  # and acknowledged, but not noted
+    "C9": Point(Line, "fetch", "held", "receive"),  # a receipt is read, not committed
+    "C10": Point(Line, "fetch", "after", "receive"),  # committed, not answered
+    "C12": Point(asyncpg.Connection, "fetch", "after", "SELECT id, outrider.replay"),  # a replay of many, half done
+    "R": Point(Line, "ask", "before", "DELETE FROM outrider.claim"),  # what a death left open is judged, not closed
+    "D": Point(Line, "fetch", "after", "decide"),  # it is decided to send again
+    "E": Point(Line, "ask", "after", "INSERT INTO outrider.attempt"),  # evidence is told, and has not taken effect
+}
+
+
+class Bomb:
+    """Goes off when its point has been reached so many times."""
+
+    def __init__(self, point: Point, times: int) -> None:
+        self.point = point
+        self.left = times
+
+    def hit(self) -> bool:
+        """Once more; whether it was the last time."""
+        self.left -= 1
+        return self.left == 0
+
+    def plant(self) -> None:
+        """Put it around the method."""
+        original = getattr(self.point.owner, self.point.method)
+        around = self._around_coroutine if asyncio.iscoroutinefunction(original) else self._around
+        setattr(self.point.owner, self.point.method, wraps(original)(around(original)))
+
+    def _around(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        def method(part: object, *arguments: Any, **options: Any) -> Any:
+            point = self.point
+            if point.when == "before" and self.hit():
+                die()
+            result = original(part, *arguments, **options)
+            if point.when == "after" and self.hit():
+                die()
+            if point.when == "flushed" and self.hit():
+                asyncio.get_running_loop().call_later(FLUSHED_S, die)
+            return result
+
+        return method
+
+    def _around_coroutine(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        async def method(part: object, *arguments: Any, **options: Any) -> Any:
+            point = self.point
+            if point.when == "before" and point.here(arguments, None) and self.hit():
+                die()
+            if point.when == "held" and point.here(arguments, None) and self.hit():
+                await asyncio.sleep(HELD_S)
+                die()
+            if point.when == "asked" and point.here(arguments, None) and self.hit():
+                asyncio.get_running_loop().call_later(AT_IT_S, die)
+            result = await original(part, *arguments, **options)
+            if point.when == "after" and point.here(arguments, result) and self.hit():
+                die()
+            return result
+
+        return method
+
+
+def die() -> None:
+    """``kill -9``."""
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+if __name__ == "__main__":
+    name, _, times = sys.argv.pop(1).partition(":")
+    Bomb(POINTS[name], int(times or 1)).plant()
+    main()
