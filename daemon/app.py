@@ -178,6 +178,8 @@ class App:
             Stage(engine.signals, after=self._opened, until=home),
             Stage(engine.inspector, after=self._opened, until=stop),
             Stage(engine.janitor, after=self._opened, until=stop),
+            Stage(engine.reconciler, after=self._opened, until=stop),
+            Stage(engine.auditor, after=self._opened, until=stop),
             Stage(engine.keeper, after=self._opened, until=stop),
             Stage(Pulse(engine, self._observer), until=written),
             Stage(Ear(settings.database.listen_url or self._dsn, engine.outbox.wake), after=self._opened, until=stop),

@@ -16,6 +16,8 @@ import structlog
 from aiolimiter import AsyncLimiter
 
 from daemon import __version__, identity, migrate
+from daemon.auditor import STATEMENTS as AUDITOR
+from daemon.auditor import Auditor
 from daemon.core.routing import Sender
 from daemon.courier import Courier
 from daemon.database import DOWN, DatabaseDown, Line, dial
@@ -33,6 +35,9 @@ from daemon.ledger import Ledger
 from daemon.outbox import BATCH, Outbox, Wish
 from daemon.outbox import STATEMENTS as OUTBOX
 from daemon.receipts import ReceiptBook
+from daemon.reconciler import SLOW_STATEMENTS as RECONCILER_SLOW
+from daemon.reconciler import STATEMENTS as RECONCILER
+from daemon.reconciler import Reconciler
 from daemon.recovery import DEBT_S, Recovery
 from daemon.recovery import STATEMENTS as RECOVERY
 from daemon.retention import Keeper
@@ -79,7 +84,7 @@ class Engine:
         self._dsn = dsn
         self.journal = journal
         self._memory = memory
-        self.claims, self.settlements, self.receipts, self.chores, self.looks = _lines(dsn)
+        self.claims, self.settlements, self.receipts, self.chores, self.looks, self.books = _lines(dsn)
         self.gates = gates
         self.lanes = Lanes(tick=clock.tick, places={name: gate.places for name, gate in gates.items()})
         self.desk = desk = Desk(settings, clock, observer=observer)
@@ -104,12 +109,21 @@ class Engine:
         self.fleet = Fleet(self.courier, self.lanes)
         self.signals = Signals(self.chores, desk, owner=owner, woken=self.outbox.wake, observer=observer)
         self.inspector = Inspector(self.looks, self.outbox, desk, observer)
-        self.janitor = Janitor(
-            self.looks, desk, self.leases, gates, observer, questions=AsyncLimiter(QUESTIONS, 1), woken=self.outbox.wake
-        )
-        self.keeper = Keeper(dsn, desk)
-        self.book = ReceiptBook(self.receipts, observer)
+        self._look_after(desk, observer)
         self.reload(settings)
+
+    def _look_after(self, desk: Desk, observer: Observer) -> None:
+        """Whoever asks providers afterwards shares one limit; the receipt book hears what they answer."""
+        questions = AsyncLimiter(QUESTIONS, 1)
+        self.janitor = Janitor(
+            self.looks, desk, self.leases, self.gates, observer, questions=questions, woken=self.outbox.wake
+        )
+        self.keeper = Keeper(self._dsn, desk)
+        self.book = ReceiptBook(self.receipts, observer)
+        self.reconciler = Reconciler(
+            self.looks, self.books, desk, self.gates, book=self.book, questions=questions, observer=observer
+        )
+        self.auditor = Auditor(self.books, observer)
 
     def _deliver(self, message: Message) -> None:
         self.fleet.take(message)
@@ -197,7 +211,7 @@ class Engine:
         try:
             await self.leases.drop()
         finally:
-            for line in (self.claims, self.settlements, self.receipts, self.chores, self.looks):
+            for line in (self.claims, self.settlements, self.receipts, self.chores, self.looks, self.books):
                 await line.close()
             self.journal.close()
 
@@ -263,7 +277,8 @@ def _lines(dsn: str) -> tuple[Line, ...]:
         Line("settlements", dsn, statements=LEDGER, hot=True),
         Line("receipts", dsn, statements=("receive", "inbound"), hot=True),
         Line("chores", dsn, statements=(*LEASES, *RECOVERY, *SIGNALS, "announce")),
-        Line("looks", dsn, statements=(*INSPECTOR, *JANITOR), hot=True),
+        Line("looks", dsn, statements=(*INSPECTOR, *JANITOR, *RECONCILER), hot=True),
+        Line("books", dsn, statements=(*RECONCILER_SLOW, *AUDITOR)),
     )
 
 

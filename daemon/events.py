@@ -41,6 +41,8 @@ EVENTS: Mapping[str, tuple[str, ...]] = {
     "journal.failed": ("error",),  # the dispatch log cannot be written: what would leave now is held
     "courier.stumbled": ("message_id",),  # our own fault: the message is parked
     "rows.refused": ("count", "first_reason"),  # the inspector ended rows early
+    "anomaly.found": ("kind", "message_id", "reference", "reason", "count"),  # one line a minute for each kind
+    "conservation.broken": ("difference", "message_ids"),  # messages that are nowhere: see outrider.missing()
     "weeks.dropped": ("weeks",),  # retention: everything in them was past its time
     "retention.interrupted": ("error",),  # a piece was not done, and is tried again
     # providers

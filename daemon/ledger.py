@@ -39,7 +39,8 @@ GATHER_S = 0.01  # how long the first of a batch waits for company; 20 ms only a
 FIRST_LOOK_S = 5.0  # after so long a message in doubt is asked for (facts: reliability 2.5)
 SEGMENTS_MAX = 32_767  # what the column holds, whatever a provider claims
 BACK = frozenset({"ready", "unknown"})  # statuses of a row that comes back to the queue
-STATEMENTS = ("settle", "giveback", "attempts", "late")
+STATEMENTS = ("settle", "giveback", "attempts", "late", "anomalies")
+ODD = 5  # anomalies of one kind written with one batch: a count that is wrong for all must not double the writing
 
 
 @dataclass(slots=True, kw_only=True)
@@ -61,6 +62,7 @@ class Word:
     due_at: float = 0.0
     charge: int = 0
     story: str | None = None  # how the exchange ended, when that is worth an attempt row
+    counted: int | None = None  # our own count of segments, when its provider counts otherwise
     _json: bytes | None = field(default=None, init=False, repr=False, compare=False)
 
     @property
@@ -98,6 +100,8 @@ def word(message: Message, grp: str, verdict: Verdict, *, now: float, exchange: 
             # A provider's words may hold what no table takes: one such word would hold up all others.
             said.reference, said.sender = storable(outcome.reference), storable(outcome.sender) or said.sender
             said.segments = min(outcome.segments or message.segments, SEGMENTS_MAX)
+            if outcome.segments and outcome.segments != message.segments:
+                said.counted = message.segments
             said.reason = None if outcome.reference else "accepted, but the provider's answer was cut short"
         case Ended(status, reason, code):
             said.status, said.rank = status.value, RANKS[status]
@@ -219,6 +223,8 @@ class Ledger:
         stories = [said for said in batch if said.story]
         if stories:
             await self._line.fetch("attempts", *_attempts(stories))
+        if odd := [said for said in batch if said.counted]:
+            self._observer.anomalies.found(await self._line.fetch("anomalies", *_odd(odd[:ODD])))
         fence = self._hands.fences() if fence is None else fence
         fenced: list[object] = [self._owner, list(fence), list(fence.values())]
         back = [said for said in batch if said.back]
@@ -289,6 +295,17 @@ def _attempts(words: Sequence[Word]) -> list[list[object]]:
         [said.code for said in words],
         [said.reason for said in words],
         [said.reference for said in words],
+    ]
+
+
+def _odd(words: Sequence[Word]) -> list[list[object]]:
+    return [
+        ["segments" for _ in words],
+        [said.id for said in words],
+        [said.attempt for said in words],
+        [said.provider for said in words],
+        [said.reference for said in words],
+        [f"its provider counts {said.segments} segments, not {said.counted}" for said in words],
     ]
 
 

@@ -137,6 +137,11 @@ class Metrics:
         self.inspector_refused = self._counters(
             "inspector_refused_total", "Messages the inspector ended before their turn.", "status"
         )
+        self.anomalies = self._counters("anomalies_total", "What ought not to be, as it was found.", "kind")
+        self.overdue_asked = self._counters(
+            "overdue_asked_total", "Messages without a receipt that a provider was asked for.", "provider", "result"
+        )
+        self.unconfirmed = self._counter("unconfirmed_total", "Messages given up waiting for a receipt after 72 hours.")
         self.doubts_resolved = self._counters("doubts_resolved_total", "Ambiguous messages settled.", "status")
 
     def _time(self) -> None:
@@ -164,6 +169,13 @@ class Metrics:
             "oldest_due_seconds", "Age of the oldest message that is due.", "service", "level"
         )
         self.database_up = Gauge("database_up", "1 when Postgres answers.", namespace=NAMESPACE, registry=self.registry)
+        self.conservation_difference = Gauge(
+            "conservation_difference", "Messages that are neither in the queue nor ended: nought, or some are lost.",
+            namespace=NAMESPACE, registry=self.registry,
+        )  # fmt: skip
+        self.receipts_parked = Gauge(
+            "receipts_parked", "Receipts whose message nobody knows yet.", namespace=NAMESPACE, registry=self.registry
+        )
         self.dispatch_log_size = Gauge(
             "dispatch_log_bytes", "Size of the dispatch log.", namespace=NAMESPACE, registry=self.registry
         )

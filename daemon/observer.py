@@ -11,10 +11,12 @@ from collections import Counter, deque
 from typing import TYPE_CHECKING
 
 from daemon import __version__
+from daemon.anomalies import Anomalies
 from daemon.core.lifecycle import RANKS, Status
 from daemon.ledger import told
 from daemon.watch import (
     Backlog,
+    Balance,
     BreakerState,
     Health,
     Held,
@@ -75,6 +77,8 @@ class Observer:
         self._in_doubt: int | None = None
         self.vacuum_held: str | None = None  # by whom, and for how long
         self._troubles: deque[Trouble] = deque(maxlen=TROUBLES)
+        self.anomalies = Anomalies(metrics, tick=clock.tick, trouble=self.trouble)
+        self._books: tuple[Balance, ...] = ()
         self._looked_at = self._written_at = clock.tick()
         # Not counted yet: when it left, seconds since it was due, the message, its provider and its sender.
         self._departures: list[tuple[float, float, Message, str, str]] = []
@@ -219,6 +223,23 @@ class Observer:
             {(one.service, str(one.level)): (one.messages, one.oldest_due_age_s or 0.0) for one in self._queue}
         )
 
+    def asked(self, provider: str, result: str) -> None:
+        """A provider was asked for a receipt that had not come."""
+        self._metrics.overdue_asked(provider, result).inc()
+
+    def unconfirmed(self, many: int) -> None:
+        """*many* messages are final without a receipt."""
+        self._metrics.unconfirmed.inc(many)
+
+    def parked(self, many: int) -> None:
+        """So *many* receipts wait for their message."""
+        self._metrics.receipts_parked.set(many)
+
+    def balanced(self, books: Sequence[Balance], difference: int) -> None:
+        """The books of the last days, and how many messages are in no place."""
+        self._books = tuple(books)
+        self._metrics.conservation_difference.set(difference)
+
     def beat(self, *, lag_s: float) -> None:
         """A second has passed; the loop was *lag_s* late."""
         self._tally()
@@ -310,6 +331,7 @@ class Observer:
             providers=tuple(self._provider(name, tick) for name in engine.gates),
             groups=tuple(Held(group=group, epoch=epoch) for group, epoch in engine.leases.held.items()),
             pauses=tuple(Pause(what=what, reason=reason) for what, reason in engine.desk.pauses.items()),
+            books=self._books,
             troubles=tuple(self._troubles),
         )
 

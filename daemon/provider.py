@@ -78,6 +78,7 @@ class Inbound:
 
 
 Finding: TypeAlias = "Accepted | Absent | Unclear"
+LastWord: TypeAlias = "Receipt | Absent | Unclear"
 
 
 class Dialect(Protocol):
@@ -107,6 +108,14 @@ class Dialect(Protocol):
 
     def found(self, attempt: Attempt, response: Response) -> Finding:
         """What the answer to :meth:`find` says."""
+        ...
+
+    def fetch(self, reference: str) -> Request | None:
+        """The request that asks for the latest word on what the provider calls *reference*; None where it cannot be."""
+        ...
+
+    def fetched(self, reference: str, response: Response) -> LastWord:
+        """What the answer to :meth:`fetch` says: merged as if it had come as a receipt."""
         ...
 
     def receipts(self, callback: Callback) -> Sequence[Receipt] | Forged:

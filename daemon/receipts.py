@@ -97,6 +97,7 @@ class ReceiptBook:
                     done.set_exception(down)
         else:
             self._observer.heard(batch, [(row["provider"], row["delay_s"]) for row in rows if row["provider"]])
+            self._observer.anomalies.found(row for row in rows if row["kind"])
             for done in waiting:
                 if not done.done():
                     done.set_result(None)

@@ -149,6 +149,18 @@ class Pause:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Balance:
+    """What was inserted on one day with one intent, and where it is: settled + open, or some of it is lost."""
+
+    day: str  # YYYY-MM-DD, UTC
+    intent: str  # "" for none
+    inserted: int
+    settled: int  # a provider has it, or it has ended
+    open: int  # in the queue
+    difference: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Trouble:
     """One thing that went wrong lately. Never names a recipient."""
 
@@ -176,6 +188,7 @@ class Status:
     providers: tuple[ProviderNow, ...] = ()
     groups: tuple[Held, ...] = ()
     pauses: tuple[Pause, ...] = ()
+    books: tuple[Balance, ...] = ()  # of the last two days, as of the last look, and of all days with a difference
     troubles: tuple[Trouble, ...] = ()  # newest first, at most 20
 
 

@@ -30,6 +30,9 @@ class Overview(TypedDict):
     instances: list[dict[str, object]]
     groups: list[dict[str, object]]
     pauses: list[dict[str, object]]
+    books: list[dict[str, object]]
+    anomalies: list[dict[str, object]]
+    parked: int
     vacuum_held: str | None
 
 
@@ -46,6 +49,9 @@ async def look(config: Path | None) -> Overview:
             instances=[dict(row) for row in await connection.fetch(queries.INSTANCES)],
             groups=[dict(row) for row in await connection.fetch(queries.GROUPS)],
             pauses=[dict(row) for row in await connection.fetch(queries.PAUSES)],
+            books=[dict(row) for row in await connection.fetch(queries.BOOKS)],
+            anomalies=[dict(row) for row in await connection.fetch(queries.ANOMALIES)],
+            parked=await connection.fetchval(queries.PARKED),
             vacuum_held=await _vacuum_held(connection),
         )
 
@@ -80,6 +86,7 @@ def show(seen: Overview) -> None:
         columns = ("service", "status", "messages")
         became = ((row[name] for name in columns) for row in seen["last_hour"])
         out.print(table("Became within the last hour", columns, map(tuple, became)))
+    _show_books(seen)
     if seen["pauses"]:
         paused = ((row["what"], _moment(row["at"]), row["reason"]) for row in seen["pauses"])
         out.print(table("Paused", ("what", "since", "reason"), paused))
@@ -92,6 +99,22 @@ def show(seen: Overview) -> None:
         out.print(table("Groups", columns, map(_group, seen["groups"])))
     else:
         out.print("No daemon has been seen for ten minutes: `outrider run` starts one.")
+
+
+def _show_books(seen: Overview) -> None:
+    out = console()
+    if seen["books"]:
+        columns: tuple[str, ...] = ("day", "intent", "inserted", "settled", "open", "difference")
+        lines = ((row["day"], row["intent"] or "none", *(row[name] for name in columns[2:])) for row in seen["books"])
+        out.print(table("Books: inserted = settled + open", columns, lines))
+    if any(row["difference"] for row in seen["books"]):
+        out.print("Messages are missing: SELECT * FROM outrider.missing() names them.\n")
+    if seen["anomalies"]:
+        columns = ("kind", "messages", "latest", "for example")
+        odd = ((row["kind"], row["messages"], _ago(row["latest"]), row["detail"]) for row in seen["anomalies"])
+        out.print(table("Anomalies of the last day (outrider.anomaly has each)", columns, odd))
+    if seen["parked"]:
+        out.print(f"{seen['parked']} parked receipts wait for a message that nobody knows yet\n")
 
 
 def _instance(row: dict[str, object]) -> tuple[object, ...]:

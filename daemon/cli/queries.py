@@ -83,6 +83,20 @@ SELECT i.id, i.host, i.pid, i.version, i.started_at, i.seen_at, i.config_hash, i
  GROUP BY i.id ORDER BY i.host, i.pid
 """
 
+# The books of the last two days, and of any day with a difference; as of a look at most a minute ago.
+BOOKS = """
+SELECT day, intent, inserted, settled, open, difference FROM outrider.conservation
+ WHERE day > (now() AT TIME ZONE 'UTC')::date - 2 OR difference <> 0
+ ORDER BY difference <> 0 DESC, day DESC, intent
+"""
+
+# What ought not to be, of the last day; and receipts whose message nobody knows yet.
+ANOMALIES = """
+SELECT kind, count(*) AS messages, max(at) AS latest, (array_agg(detail ORDER BY at DESC))[1] AS detail
+  FROM outrider.anomaly WHERE at > now() - interval '1 day' GROUP BY kind ORDER BY kind
+"""
+PARKED = "SELECT count(*) FROM outrider.parked"
+
 # Who speaks for which group of senders, under which epoch, since when, for how long yet. Those nobody holds too, if a
 # daemon seen lately has them in its settings.
 GROUPS = """

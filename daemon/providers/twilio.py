@@ -26,13 +26,14 @@ if TYPE_CHECKING:
 
     from daemon.core.message import Attempt, Message
     from daemon.core.outcome import Outcome
-    from daemon.provider import Callback, Finding, Response
+    from daemon.provider import Callback, Finding, LastWord, Response
 
 VALIDITY_MAX_S = 36_000  # Twilio's own default; the least is 1
 PAGE_SIZE = 20  # 20 of the longest messages fit in the 64 KiB we read
 PARAMETERS_MAX = 500  # of a callback; a WhatsApp message with everything has about 60
 CALLBACK_MAX = 131_072  # bytes of a callback's body: the longest WhatsApp text, all emoji, is 49 KB
 TARGET_MAX = 8_192  # characters of a callback's path and query
+UNKNOWN_THERE = 20404  # the code of a message it does not have (facts: twilio 3.1)
 WAIT_MAX_S = 300.0  # a Retry-After beyond this is not believed (facts: reliability 2.4)
 
 # Answers that say nothing certain, whoever wrote them: time-outs, conflicts, "too early".
@@ -141,6 +142,31 @@ class Twilio:
         finding = search(attempt, listed, more=bool(said.get("next_page_uri")))
         return finding if isinstance(finding, Absent | Unclear) else _taken(finding)
 
+    def fetch(self, reference: str) -> Request | None:
+        """``GET Messages/{sid}.json``. Facts: twilio 1.5."""
+        if not SID.fullmatch(reference):
+            return None
+        return Request("GET", f"{self._url.removesuffix('.json')}/{reference}.json", self._asking)
+
+    def fetched(self, reference: str, response: Response) -> LastWord:
+        """A message as it stands now. What is still on its way is a word too, only not the last."""
+        said = json_object(response.body)
+        if response.status == 404 and error_code(said.get("code")) == UNKNOWN_THERE:
+            return Absent()
+        status = said.get("status")
+        known = _STATUSES.get(status) if isinstance(status, str) else None
+        if response.status != 200 or said.get("sid") != reference or known is None:
+            return Unclear(f"answered {response.status} without that message")
+        code, sender = error_code(said.get("error_code")), said.get("from")
+        return _receipt(
+            reference,
+            known,
+            code=code,
+            words=said.get("error_message"),
+            segments=said.get("num_segments"),
+            sender=sender if isinstance(sender, str) else "",
+        )
+
     def receipts(self, callback: Callback) -> Sequence[Receipt] | Forged:
         """A status callback holds one receipt. Facts: twilio 4.1."""
         fields = self._verified(callback)
@@ -150,13 +176,16 @@ class Twilio:
         known = _STATUSES.get(fields.get("MessageStatus") or fields.get("SmsStatus", ""))
         if known is None or not SID.fullmatch(reference):
             return []
-        status, final = known
-        code = error_code(fields.get("ErrorCode"))
-        why = reason(code, fields.get("ErrorMessage") or fields.get("ChannelStatusMessage")) if code else ""
-        if code and status is Status.FAILED and meaning(code).kind is Case.EXPIRED:
-            status = Status.EXPIRED
-        segments, sender = number(fields.get("NumSegments")) or None, clean(fields.get("From", ""))[:WORDS_MAX] or None
-        return [Receipt(reference, status, str(code or ""), why, segments, sender, final)]
+        return [
+            _receipt(
+                reference,
+                known,
+                code=error_code(fields.get("ErrorCode")),
+                words=fields.get("ErrorMessage") or fields.get("ChannelStatusMessage"),
+                segments=fields.get("NumSegments"),
+                sender=fields.get("From", ""),
+            )
+        ]
 
     def inbound(self, callback: Callback) -> Inbound | Forged | None:
         """A person's message. Facts: twilio 4.2."""
@@ -226,6 +255,23 @@ def _refused(response: Response, code: int, why: str) -> Outcome:
     if response.status == 401 or (response.status == 403 and meaning(code) is UNLISTED):
         return Rejected(Fault.ACCOUNT, str(code), why)
     return _by_table(code, why, _wait_s(response, code))
+
+
+def _receipt(
+    reference: str, known: tuple[Status, bool], *, code: int | None, words: object, segments: object, sender: str
+) -> Receipt:
+    status, final = known
+    if code and status is Status.FAILED and meaning(code).kind is Case.EXPIRED:
+        status = Status.EXPIRED
+    return Receipt(
+        reference,
+        status,
+        code=str(code or ""),
+        reason=reason(code, words) if code else "",
+        segments=number(segments) or None,
+        sender=clean(sender)[:WORDS_MAX] or None,
+        final=final,
+    )
 
 
 def _taken(said: Json) -> Accepted:

@@ -19,7 +19,7 @@ from daemon.web.words import brief, count, milliseconds, per_second, share, span
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from daemon.watch import Backlog, Latency, Pause, ProviderNow, SenderNow, Status
+    from daemon.watch import Backlog, Balance, Latency, Pause, ProviderNow, SenderNow, Status
 
 Row = TypeVar("Row")
 
@@ -110,7 +110,7 @@ def page(status: Status) -> Page:
         chart=chart(status.history, status.rates),
         tables=(
             _queue(status.queue), _latency(status.latency), _senders(status.senders), _providers(status.providers),
-            _troubles(status), _groups(status),
+            _troubles(status), _books(status.books), _groups(status),
         ),
     )  # fmt: skip
 
@@ -208,6 +208,21 @@ def _troubles(status: Status) -> Table:
         tuple((Cell(f"{span(round(status.at - row.at))} ago"), Cell(row.what)) for row in status.troubles[:20]),
         "None since the start.",
     )  # fmt: skip
+
+
+def _books(rows: Sequence[Balance]) -> Table:
+    def row(one: Balance) -> tuple[Cell, ...]:
+        return (
+            Cell(one.day), Cell(one.intent or "none"), Cell(count(one.inserted)), Cell(count(one.settled)),
+            Cell(count(one.open)), Cell(count(one.difference), "bad" if one.difference else None),
+        )  # fmt: skip
+
+    columns = (
+        Column("Inserted on"), Column("Intent"), Column("Messages", number=True), Column("Settled", number=True),
+        Column("Open", number=True), Column("Missing", number=True),
+    )  # fmt: skip
+    ordered = sorted(rows, key=lambda one: (not one.difference, [-ord(digit) for digit in one.day], one.intent))
+    return Table("books", "Books", columns, _first(ordered, row), "Nothing has been counted yet.", _more(ordered))
 
 
 def _groups(status: Status) -> Table:

@@ -13,6 +13,7 @@ from playwright import async_api as playwright
 
 from daemon.watch import (
     Backlog,
+    Balance,
     BreakerState,
     Health,
     History,
@@ -131,8 +132,11 @@ async def test_the_page_follows_the_daemon_without_a_complaint(scene: Scene) -> 
     await scene.sees(".card:nth-child(3) .value", "12,345")
     assert await scene.page.locator("#hero").get_attribute("data-tone") == "warn"
     assert await scene.page.locator("#senders rect").first.get_attribute("width") == "50"
-    scene.stand.now = replace(CALM, senders=())
+    missing = Balance(day="2026-11-26", intent="otp", inserted=7, settled=5, open=0, difference=2)
+    scene.stand.now = replace(CALM, senders=(), books=(missing,))
     await scene.sees("#senders .empty", "No senders are configured.")
+    await scene.sees("#books tbody td:last-child", "2")
+    assert await scene.page.locator("#books tbody td:last-child").get_attribute("data-tone") == "bad"
     assert scene.complaints == []
 
 

@@ -172,6 +172,19 @@ def test_it_makes_sense_of_any_finding(speaker: Speaker, response: Response) -> 
 
 
 @every_dialect
+@given(response=responses, reference=st.text() | words)
+def test_it_makes_sense_of_any_last_word(speaker: Speaker, response: Response, reference: str) -> None:
+    request = speaker.dialect.fetch(reference)
+    assert request is None or (request.method == "GET" and request.url.isascii() and " " not in request.url)
+    word = speaker.dialect.fetched(reference, response)
+    assert isinstance(word, Receipt | Absent | Unclear)
+    if isinstance(word, Receipt):
+        assert response.status == 200
+        assert word.reference == reference
+        assert not any("\0" in text for text in (word.code, word.reason, word.sender or ""))
+
+
+@every_dialect
 @given(callback=callbacks)
 def test_a_stranger_is_not_believed(speaker: Speaker, callback: Callback) -> None:
     assert isinstance(speaker.dialect.receipts(callback), Forged)

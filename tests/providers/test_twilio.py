@@ -324,6 +324,52 @@ def page(*entries: object, more: str | None = None) -> Response:
     return Response(200, {"content-type": "application/json"}, json.dumps(body).encode())
 
 
+def stands(status: str, **fields: object) -> dict[str, object]:
+    return {
+        "sid": "SM1",
+        "status": status,
+        "error_code": None,
+        "error_message": None,
+        "num_segments": "2",
+        "from": US,
+        **fields,
+    }
+
+
+def test_a_message_is_fetched_by_its_sid_and_by_nothing_else() -> None:
+    request = DIALECT.fetch("SM" + "0" * 32)
+    assert request is not None
+    assert request.method == "GET"
+    assert request.url.endswith(f"/Messages/SM{'0' * 32}.json")
+    assert DIALECT.fetch("SM1/../Calls") is None
+    assert DIALECT.fetch("") is None
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "word"),
+    [
+        pytest.param(200, stands("delivered"), Receipt("SM1", Status.DELIVERED, "", "", 2, US, final=True), id="delivered"),
+        pytest.param(200, stands("sent"), Receipt("SM1", Status.SENT, "", "", 2, US, final=False), id="on its way"),
+        pytest.param(200, stands("undelivered", error_code=30005), Receipt("SM1", Status.UNDELIVERED, "30005", "number does not exist", 2, US), id="undelivered"),
+        pytest.param(200, stands("failed", error_code=30036), Receipt("SM1", Status.EXPIRED, "30036", "not delivered within its validity", 2, US), id="too late"),
+        pytest.param(200, stands("queued", num_segments="0", **{"from": None}), Receipt("SM1", Status.ACCEPTED, final=False), id="no sender yet"),
+        pytest.param(404, error(20404, 404), Absent(), id="unknown there"),
+        pytest.param(404, {}, Unclear("answered 404 without that message"), id="404 of a proxy"),
+        pytest.param(200, stands("delivered", sid="SM2"), Unclear("answered 200 without that message"), id="another message"),
+        pytest.param(200, stands("dancing"), Unclear("answered 200 without that message"), id="a new word"),
+        pytest.param(500, error(20500, 500), Unclear("answered 500 without that message"), id="500"),
+    ],
+)  # fmt: skip
+def test_a_fetched_message_is_a_receipt(status: int, body: object, word: object) -> None:
+    found = DIALECT.fetched(
+        "SM1", Response(status, {}, json.dumps(body).encode() if not isinstance(body, bytes) else body)
+    )
+    if isinstance(word, Receipt) and isinstance(found, Receipt) and word.code:
+        assert found.reason
+        found = replace(found, reason=word.reason)  # the words are the table's
+    assert found == word
+
+
 def test_the_question_names_both_ends_and_no_day() -> None:
     request = DIALECT.find(attempt())
     assert request.method == "GET"

@@ -35,6 +35,20 @@ async def test_an_answer_lost_after_acceptance_is_found_by_asking(stage: SetUp) 
     assert await road.connection.fetchval("SELECT count(*) FROM outrider.attempt WHERE kind = 'evidence'") == 3
 
 
+async def test_receipts_that_never_came_are_asked_for_by_reference(stage: SetUp) -> None:
+    """Its callbacks are off: what became of them is told by nobody unless the provider is asked."""
+    at_once = {"kind": "fixed", "ms": 5}
+    silent = Faults.model_validate({"receipts": {"enabled": False, "sent": at_once, "final": at_once}})
+    road = await stage(CAST, silent)
+    await road.start()
+    await road.insert(20, service="otp", intent="delivery")
+    await road.until("SELECT count(*) = 20 FROM outrider.message WHERE status = 'accepted'", within_s=10)
+    await road.connection.execute("UPDATE outrider.outcome SET accepted_at = accepted_at - interval '61 minutes'")
+    await road.until("SELECT count(*) = 20 FROM outrider.message WHERE status = 'delivered'", within_s=30)
+    assert road.simulator.ledger.accepted == 20, "asked for, not sent again"
+    assert await road.connection.fetchval("SELECT count(*) FROM outrider.anomaly") == 0
+
+
 @pytest.mark.long
 @pytest.mark.timeout(200)
 async def test_of_two_identical_texts_each_has_evidence_of_its_own(stage: SetUp) -> None:

@@ -148,7 +148,7 @@ async def engine(
         try:
             yield made
         finally:
-            for line in (made.claims, made.settlements, made.receipts, made.chores, made.looks):
+            for line in (made.claims, made.settlements, made.receipts, made.chores, made.looks, made.books):
                 await line.close()
             journal.close()
 

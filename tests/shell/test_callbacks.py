@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from daemon.callbacks import Book
     from daemon.core.message import Attempt, Message
     from daemon.core.outcome import Outcome
-    from daemon.provider import Callback, Finding, Request, Response
+    from daemon.provider import Callback, Finding, LastWord, Request, Response
 
 KEY = b"our own key, 32 bytes of it, yes"
 SECRET = b"the provider's secret"
@@ -59,6 +59,12 @@ class Plain:
 
     def found(self, attempt: Attempt, response: Response) -> Finding:
         raise NotImplementedError
+
+    def fetch(self, reference: str) -> Request | None:
+        return None
+
+    def fetched(self, reference: str, response: Response) -> LastWord:
+        raise AssertionError("never asked")
 
     def receipts(self, callback: Callback) -> Sequence[Receipt] | Forged:
         if not self._signed(callback):

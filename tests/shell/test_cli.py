@@ -290,6 +290,28 @@ class TestLooking:
         assert "wrong price" in result.stdout
         assert "outrider run" in result.stdout  # no daemon is there
 
+    def test_the_overview_says_when_messages_are_missing(self, outrider: Outrider, database: str) -> None:
+        sent(outrider, "--intent", "otp")
+        message = sent(outrider, "--intent", "otp")
+        ask(database, "SELECT outrider.balance()")
+        (line,) = json.loads(outrider("status", "--json").stdout)["books"]
+        assert (line["intent"], line["inserted"], line["open"], line["difference"]) == ("otp", 2, 2, 0)
+
+        ask(database, "DELETE FROM outrider.queue WHERE id = $1", message)
+        ask(database, "SELECT outrider.balance()")
+        ask(
+            database,
+            "INSERT INTO outrider.anomaly (kind, reference, detail) VALUES ('orphan', 'SM1', 'nobody knows it')",
+        )
+        ask(database, "INSERT INTO outrider.parked (provider, reference) VALUES ('sim', 'SM2')")
+
+        result = outrider("status")
+        assert "outrider.missing()" in result.stdout
+        assert "nobody knows it" in result.stdout
+        assert "1 parked receipts wait" in result.stdout
+        (line,) = json.loads(outrider("status", "--json").stdout)["books"]
+        assert line["difference"] == 1
+
     def test_markup_in_a_reason_is_text(self, outrider: Outrider, database: str) -> None:
         message = sent(outrider)
         ended(database, message, "failed", "[/bold] said the provider")

@@ -459,7 +459,8 @@ async def test_the_overview_tells_who_holds_what(house: House, connection: Conne
         daemons = {row["id"]: row["serving"] for row in await connection.fetch(queries.INSTANCES)}
         assert daemons == {first.owner: True, second.owner: False}
         seen = Overview(
-            queue=[], in_flight=0, oldest_due=None, last_hour=[], pauses=[], vacuum_held=None,
+            queue=[], in_flight=0, oldest_due=None, last_hour=[], pauses=[], vacuum_held=None, books=[],
+            anomalies=[], parked=0,
             instances=[dict(row) for row in await connection.fetch(queries.INSTANCES)],
             groups=[dict(row) for row in groups.values()],
         )  # fmt: skip

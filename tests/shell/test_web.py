@@ -13,6 +13,7 @@ import pytest
 from daemon.metrics import Metrics
 from daemon.watch import (
     Backlog,
+    Balance,
     BreakerState,
     Health,
     History,
@@ -296,6 +297,20 @@ def test_the_worst_senders_come_first_and_the_rest_are_counted() -> None:
     assert table.rows[0][0].text == "zzz"
     assert len(table.rows) == ROWS_MAX
     assert table.note == "and 21 more"
+
+
+def test_what_is_missing_stands_first_in_the_books_and_is_no_good_news() -> None:
+    books = (
+        Balance(day="2026-11-27", intent="otp", inserted=1_200, settled=1_190, open=10, difference=0),
+        Balance(day="2026-11-26", intent="", inserted=7, settled=5, open=0, difference=2),
+    )
+    told = page(replace(CALM, books=books))
+    (table,) = [table for table in told.tables if table.id == "books"]
+    assert [[cell.text for cell in row] for row in table.rows] == [
+        ["2026-11-26", "none", "7", "5", "0", "2"],
+        ["2026-11-27", "otp", "1,200", "1,190", "10", "0"],
+    ]
+    assert [row[-1].tone for row in table.rows] == ["bad", None]
 
 
 def test_an_empty_daemon_has_a_page() -> None:

@@ -28,6 +28,7 @@ DELETE FROM outrider.outbox; DELETE FROM outrider.queue; DELETE FROM outrider.cl
 DELETE FROM outrider.attempt; DELETE FROM outrider.receipt; DELETE FROM outrider.inbound; DELETE FROM outrider.idempotency;
 DELETE FROM outrider.suppression; DELETE FROM outrider.pause; DELETE FROM outrider.signal; DELETE FROM outrider.lease;
 DELETE FROM outrider.instance; DELETE FROM outrider.home; DELETE FROM outrider.straggler;
+DELETE FROM outrider.parked; DELETE FROM outrider.anomaly; DELETE FROM outrider.page; DELETE FROM outrider.tally;
 UPDATE outrider.progress SET upto = '00000000-0000-0000-0000-000000000000', block = 0;
 """
 

@@ -181,5 +181,11 @@ async def test_nothing_is_lost_and_nothing_is_in_two_places(connection: Connecti
             ("forgotten", FORGOTTEN),
         ]:
             assert await connection.fetchval(query) == 0, f"{law} after step {number}: {did}"
+    # And the books say so, as an operator reads them.
+    assert await connection.fetchval("SELECT outrider.balance()") == 0
+    assert await connection.fetchval("SELECT sum(inserted) FROM outrider.conservation") == len(world.ids)
+    assert await connection.fetchval("SELECT sum(open) FROM outrider.conservation") == await connection.fetchval(
+        "SELECT count(*) FROM outrider.queue q WHERE NOT EXISTS (SELECT FROM outrider.outcome u WHERE u.id = q.id)"
+    )
     assert len(world.ids) == await connection.fetchval("SELECT count(*) FROM outrider.outbox")
     assert len(world.settled) > 20, "a world in which nothing happens proves nothing"

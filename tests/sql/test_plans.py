@@ -45,6 +45,13 @@ INSERT INTO outrider.queue (id, seq, state, lane, level, due_at, order_key, atte
 SELECT id, seq, {state}, {lane}, 3, created_at, {order_key}, CASE WHEN {state} = 'unknown' THEN 1 ELSE 0 END FROM asked;
 SET session_replication_role = origin;
 """
+# Four of five have arrived, and the fifth is waited for: two in five of those for too long already.
+DONE = """
+INSERT INTO outrider.outcome (id, status, rank, attempts, segments, provider, sender, reference, accepted_at)
+SELECT outrider.new_id(), CASE WHEN n % 5 = 0 THEN 'accepted' ELSE 'delivered' END, 10, 1, 1, 'twilio', '+12025550100',
+       'SM' || n, now() - make_interval(mins => 1 + n % 151)
+  FROM generate_series(1, {many}) AS n
+"""
 LEASE = (
     "INSERT INTO outrider.lease VALUES ('group', '00000000-0000-0000-0000-000000000007', 1, now() + interval '1 day')"
 )
@@ -104,6 +111,7 @@ async def fill(connection: Connection) -> int:
     )
     await add(connection, 5_000, state="'suspect'", lane="'other'")
     await add(connection, 5_000, lane="'other'")
+    await connection.execute(DONE.format(many=50_000))
     return short.buffers
 
 
@@ -207,6 +215,8 @@ async def questions(connection: Connection) -> dict[str, list[object]]:
     heads = await some(connection, "lane = 'ordered' AND state = 'ready'", 5)
     doubtful = await some(connection, "state = 'unknown'")
     suspects = await some(connection, "state = 'suspect'")
+    found = await connection.fetch(f"SELECT id FROM outrider.outcome WHERE status = 'accepted' LIMIT {ASKED}")  # noqa: S608
+    waiting = [row["id"] for row in found]
     top = await connection.fetchval("SELECT max(seq) FROM outrider.queue")
     fence: list[object] = [OWNER, ["group"], [1]]
     then = "2025-01-01Z"
@@ -237,6 +247,8 @@ async def questions(connection: Connection) -> dict[str, list[object]]:
         "free_order": [ASKED, 60.0],
         "lanes": [],
         "strays": [["other"], ASKED],
+        "overdue": [ASKED],
+        "quieted": columns(waiting, then),
     }  # fmt: skip
 
 
@@ -321,6 +333,7 @@ async def kept(connection: Connection) -> dict[str, Explained]:
     ]
     for kind in kinds:
         await add(connection, 4, **kind)
+    await connection.execute(DONE.format(many=20))
     await connection.execute("VACUUM ANALYZE")
     for name, arguments in (await questions(connection)).items():
         transaction = connection.transaction()
@@ -330,6 +343,7 @@ async def kept(connection: Connection) -> dict[str, Explained]:
         await transaction.rollback()
     for kind in kinds:
         await add(connection, 4000, **kind)
+    await connection.execute(DONE.format(many=10_000))
     seen: dict[str, Explained] = {}
     for name, arguments in (await questions(connection)).items():
         transaction = connection.transaction()

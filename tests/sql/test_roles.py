@@ -152,6 +152,10 @@ LOOKS = [
     "SELECT * FROM outrider.lease",
     "SELECT host, seen_at FROM outrider.instance",
     "SELECT * FROM outrider.why(gen_random_uuid())",
+    "SELECT * FROM outrider.anomaly",
+    "SELECT * FROM outrider.parked",
+    "SELECT * FROM outrider.conservation",
+    "SELECT * FROM outrider.missing()",
 ]
 
 
@@ -200,6 +204,9 @@ async def test_the_daemon_may_run_each_of_its_statements(connection: Connection,
         "UPDATE outrider.attempt SET outcome = 'x'",
         "DELETE FROM outrider.attempt",
         "DELETE FROM outrider.receipt",
+        "UPDATE outrider.anomaly SET detail = 'x'",
+        "UPDATE outrider.page SET difference = 0",
+        "DELETE FROM outrider.tally",
         "DELETE FROM outrider.suppression",
         "UPDATE outrider.suppression SET reason = 'x'",
         "INSERT INTO outrider.migration VALUES (99, 'x', 'x')",
