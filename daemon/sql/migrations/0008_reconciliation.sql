@@ -154,11 +154,12 @@ CREATE FUNCTION outrider.missing(most integer DEFAULT 100)
 AS $$
     SELECT o.id, o.seq, o.created_at, o.service, o.intent
       FROM outrider.page p
-     CROSS JOIN LATERAL (SELECT * FROM outrider.outbox o
-                          WHERE o.seq >= p.number * 10000 AND o.seq < (p.number + 1) * 10000) AS o
+      -- OFFSET: page by page, and no walk through all there is.
+     CROSS JOIN LATERAL (SELECT o.id, o.seq, o.created_at, o.service, o.intent FROM outrider.outbox o
+                          WHERE o.seq >= p.number * 10000 AND o.seq < (p.number + 1) * 10000
+                            AND NOT EXISTS (SELECT FROM outrider.queue q WHERE q.id = o.id)
+                            AND NOT EXISTS (SELECT FROM outrider.outcome u WHERE u.id = o.id) OFFSET 0) AS o
      WHERE p.difference <> 0 AND (p.queued > 0 OR p.difference <> 0)
-       AND NOT EXISTS (SELECT FROM outrider.queue q WHERE q.id = o.id)
-       AND NOT EXISTS (SELECT FROM outrider.outcome u WHERE u.id = o.id)
      LIMIT most
 $$;
 
