@@ -28,6 +28,7 @@ EVENTS: Mapping[str, tuple[str, ...]] = {
     "database.strange": ("reason",),  # it is not: nothing is sent until a person has spoken
     "database.unreachable": ("error", "hint"),
     "database.lost": ("line", "error"),
+    "vacuum.held": ("who", "age_s", "hint"),  # an old transaction of somebody's keeps dead rows
     "schema.migrated": ("step",),
     "schema.refused": ("reason",),  # outside the range this version knows
     "lease.taken": ("group", "epoch"),

@@ -10,8 +10,6 @@ from uuid import UUID
 from daemon.cli import queries
 from daemon.cli.database import connected
 from daemon.cli.render import ago, console, moment, span, table
-from daemon.database import statement
-from daemon.horizon import OLD_S, Culprit
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -60,6 +58,9 @@ async def look(config: Path | None) -> Overview:
 
 async def _vacuum_held(connection: asyncpg.Connection[asyncpg.Record]) -> str | None:
     """Who keeps vacuum from its work, where the role that asks may know since when (pg_read_all_stats)."""
+    from daemon.database import statement
+    from daemon.horizon import OLD_S, Culprit
+
     row = await connection.fetchrow(statement("horizon"))
     return str(Culprit(row["who"], row["age_s"])) if row is not None and (row["age_s"] or 0.0) >= OLD_S else None
 

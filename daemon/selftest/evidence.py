@@ -87,8 +87,8 @@ class Evidence:
     doubts: Sequence[Doubt]
     resent: frozenset[tuple[UUID, int]]  # attempts after which it was decided to send again
     kills: Sequence[Kill]
-    unheard: Sequence[frozenset[Sent]]  # for each kill: what was on the wire,
-    unsure: Sequence[frozenset[Sent]]  # and what may have been
+    on_the_wire: Sequence[frozenset[Sent]]  # for each kill: what was on the wire,
+    unproven: Sequence[frozenset[Sent]]  # and what may have been
     back_s: Sequence[float]  # from each start of the daemon to its first request
     connections: int
     stumbled: Mapping[str, int]
@@ -108,8 +108,8 @@ async def gather(scene: Scene, kills: Sequence[Kill], *, back_s: Sequence[float]
         doubts=[Doubt(**dict(row)) for row in await connection.fetch(DOUBTS)],
         resent=frozenset((row["id"], row["attempt"]) for row in await connection.fetch(RESENT)),
         kills=kills,
-        unheard=[_named(key, kill.unheard) for kill in kills],
-        unsure=[_named(key, kill.unsure) for kill in kills],
+        on_the_wire=[_named(key, kill.on_the_wire) for kill in kills],
+        unproven=[_named(key, kill.unproven) for kill in kills],
         back_s=back_s,
         connections=CONNECTIONS,
         stumbled=_stumbled(scene),

@@ -102,7 +102,7 @@ class Storm:
         await self._until(lambda: simulator.ledger.accepted > before, deadline)
         self.back_s.append(time.monotonic() - began)
         await self._until(lambda: simulator.ledger.accepted >= before + requests, deadline)
-        await self._until(lambda: bool(simulator.unheard(time.monotonic())), deadline)
+        await self._until(lambda: bool(simulator.unanswered(time.monotonic())), deadline)
 
     async def _until(self, reached: Callable[[], bool], deadline: float) -> None:
         while not reached() and time.monotonic() < deadline:
@@ -118,6 +118,6 @@ class Storm:
             kill, since = deaths[number], deaths[number - 1].at if number else 0.0
             doubts = {seal(key, row["id"], row["attempt"]) for row in await connection.fetch(DOUBTS, since, kill.at)}
             # What the provider saw, and what had a connection in hand and never reached it.
-            on_the_wire = kill.unheard | (doubts & kill.unsure) | (doubts - self._arrived)
+            on_the_wire = kill.on_the_wire | (doubts & kill.unproven) | (doubts - self._arrived)
             self._progress.killed(number + 1, len(on_the_wire), len(doubts), sending=kill.sending)
         self._told = len(deaths)

@@ -190,19 +190,27 @@ def _explained(id: UUID, numbers: Sequence[int], seen: Evidence) -> bool:
 
 
 def _deaths(seen: Evidence) -> tuple[list[Death], list[UUID]]:
-    """Each kill with its doubts: those of what was sent since the kill before. And the doubts without a cause."""
+    """Each kill with its doubts, and the doubts without a cause."""
     doubts: list[set[Sent]] = [set() for _ in seen.kills]
     for one in seen.doubts:
         if seen.kills and one.reason.startswith(DIED):
-            number = next((k for k, kill in enumerate(seen.kills) if one.at <= kill.at), len(seen.kills) - 1)
-            doubts[number].add(Sent(one.id, one.attempt))
+            doubts[_kill_of(one, seen)].add(Sent(one.id, one.attempt))
     arrived, deaths, unfounded = set(seen.sent), [], []
-    for unheard, unsure, mine in zip(seen.unheard, seen.unsure, doubts, strict=True):
+    for seen_there, unproven, mine in zip(seen.on_the_wire, seen.unproven, doubts, strict=True):
         # What the provider saw, and what had a connection in hand and never reached it.
-        wire = unheard | (mine & unsure) | (mine - arrived)
+        wire = seen_there | (mine & unproven) | (mine - arrived)
         deaths.append(Death(on_the_wire=len(wire), ambiguous=len(mine), unarrived=len(mine - arrived)))
         unfounded += [id for id, _ in mine - wire]
     return deaths, unfounded
+
+
+def _kill_of(one: Doubt, seen: Evidence) -> int:
+    """The first kill that found it on the wire; where none did, the first after its request."""
+    here = Sent(one.id, one.attempt)
+    return next(
+        (number for number, wire in enumerate(seen.unproven) if here in wire),
+        next((number for number, kill in enumerate(seen.kills) if one.at <= kill.at), len(seen.kills) - 1),
+    )
 
 
 def _way(one: Doubt) -> str | None:

@@ -83,19 +83,24 @@ class Simulator:
         """Callbacks: sent (answered 2xx), failed (given up), retried, dropped (too many waiting), pending."""
         return {**self._postman.counts, "pending": self._postman.pending}
 
-    def unheard(self, since: float) -> set[str]:
-        """
-        Tokens of the creates that were on the wire at the monotonic moment *since*, as far as can be told from here.
+    @property
+    def connected(self) -> int:
+        """How many connections are open."""
+        return sum(talk.open for talk in self._party)
 
-        They had no answer yet or have it since, and nothing else was asked on their connection meanwhile.
+    def unanswered(self, at: float) -> set[str]:
         """
-        return {
-            talk.token for talk in self._party if talk.token and (talk.answered_at is None or talk.answered_at >= since)
-        }
+        Tokens of the creates that had no answer at *at*, a moment of the monotonic clock.
 
-    def cut_off(self, since: float) -> set[str]:
-        """Tokens of the creates whose answer was still unread when the client died, at *since* (monotonic) or later."""
-        return {talk.token for talk in self._party if talk.token and (talk.cut_off_at or 0.0) >= since}
+        The last two of each connection are known, for some seconds after its end.
+        """
+        asked = (one for talk in self._party for one in (talk.asked, talk.before))
+        return {one.token for one in asked if one.token and (one.answered_at is None or one.answered_at >= at)}
+
+    def unproven(self, at: float) -> set[str]:
+        """Tokens of the creates whose answer may not have been heard by *at*: no other request came after them."""
+        last = {talk.asked.token for talk in self._party}
+        return (last | {talk.before.token for talk in self._party if talk.asked.at >= at}) - {""}
 
     async def __aenter__(self) -> Self:
         if self.settings.faults is not None:
@@ -152,7 +157,7 @@ class Simulator:
                 talk.answer(_OUTAGE_503)
             return  # the others are never answered, not even when the outage is over
         reply = self._api.reply(request)
-        talk.token, talk.answered_at = reply.token, None
+        talk.take(reply.token)
         if reply.latency_s:
             self._agenda.after(reply.latency_s, partial(_speak, talk, reply))
         else:

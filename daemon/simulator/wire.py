@@ -11,6 +11,7 @@ import asyncio
 import socket
 import struct
 import time
+from dataclasses import dataclass
 from functools import lru_cache
 from http import HTTPStatus
 from types import MappingProxyType
@@ -96,13 +97,22 @@ def read_head(head: bytes) -> tuple[str, str, Mapping[bytes, bytes], int]:
     return method, target, MappingProxyType(headers), length
 
 
+@dataclass(slots=True)
+class Asked:
+    """One request as it came, on the monotonic clock."""
+
+    token: str  # of a create; other requests have none
+    at: float
+    answered_at: float | None = None  # when it was answered, or nobody waited any more
+
+
 class Conversation(asyncio.Protocol):
     """One client's connection: answers one request at a time, in order, whenever the answer comes."""
 
     def __init__(self, serve: Callable[[Request, Conversation], None], party: set[Conversation]) -> None:
-        self.token = ""  # of the create in hand, or of the one last answered
-        self.answered_at: float | None = None  # when it was answered, or nobody waited any more; monotonic
-        self.cut_off_at: float | None = None  # when it ended with an answer that was never read; monotonic
+        self.asked = Asked("", 0.0)
+        self.before = Asked("", 0.0)
+        self.open = True
         self._serve = serve
         self._party = party  # all conversations open a moment ago; we enter and leave it ourselves
         self._inbox = b""
@@ -117,9 +127,8 @@ class Conversation(asyncio.Protocol):
         self._room.set()
 
     def connection_lost(self, exc: Exception | None) -> None:
+        self.open = False
         self._answered()
-        if isinstance(exc, ConnectionResetError):  # the kernel's word for unread bytes
-            self.cut_off_at = time.monotonic()
         asyncio.get_running_loop().call_later(LINGER_S, self._party.discard, self)
         self._room.set()
 
@@ -166,9 +175,13 @@ class Conversation(asyncio.Protocol):
             handle.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
         self._transport.abort()
 
+    def take(self, token: str) -> None:
+        """The request in hand is the create *token*, or none."""
+        self.before, self.asked = self.asked, Asked(token, time.monotonic())
+
     def _answered(self) -> None:
-        if self.answered_at is None:
-            self.answered_at = time.monotonic()
+        if self.asked.answered_at is None:
+            self.asked.answered_at = time.monotonic()
 
     def _read(self) -> None:
         if self._reading:

@@ -55,8 +55,11 @@ POINTS = {
     "C8b": Point(Line, "fetch", "after", "settle"),  # and acknowledged, but not noted
     "C9": Point(Line, "fetch", "held", "receive"),  # a receipt is read, not committed
     "C10": Point(Line, "fetch", "after", "receive"),  # committed, not answered
-    "C12": Point(asyncpg.Connection, "fetch", "after", "SELECT id, outrider.replay"),  # a replay of many, half done
-    "R": Point(Line, "ask", "before", "DELETE FROM outrider.claim"),  # what a death left open is judged, not closed
+    # A replay of many, half done.
+    "C12": Point(
+        asyncpg.Connection, "fetch", "after", "SELECT message, answer, segments, due_at FROM outrider.replay("
+    ),
+    "R": Point(Line, "fetch", "before", "release"),  # what a death left open is judged, not closed
     "D": Point(Line, "fetch", "after", "decide"),  # it is decided to send again
     "E": Point(Line, "ask", "after", "INSERT INTO outrider.attempt"),  # evidence is told, and has not taken effect
 }

@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import socket
 import time
 from collections import Counter
 from pathlib import Path
 from statistics import median, quantiles
-from urllib.parse import urlencode
 
-import aiohttp
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 import daemon.simulator
-from daemon.simulator import ACCOUNT_SID, AUTH_TOKEN, Faults, FaultsError, Settings, Simulator, read_faults
+from daemon.simulator import Faults, FaultsError, Settings, Simulator, read_faults
 from daemon.simulator.fate import Dice, News, callbacks, pick, story
 from daemon.simulator.faults import (
     Drop,
@@ -29,7 +26,7 @@ from daemon.simulator.faults import (
     Uniform,
     parse_faults,
 )
-from tests.simulator.outside import OURS, THEIRS, Client, until
+from tests.simulator.outside import Client, until
 
 EXAMPLE = Path(daemon.simulator.__file__).with_name("faults.toml")
 
@@ -348,39 +345,16 @@ async def test_what_was_on_the_wire_at_a_moment(client: Client, simulator: Simul
     simulator.faults = parse_faults({"latency": {"kind": "fixed", "ms": 150}, "receipts": {"enabled": False}})
     asked = asyncio.create_task(client.create(StatusCallback="http://127.0.0.1:9/callbacks/x/first"))
     await until(lambda: simulator.ledger.accepted == 1)
-    before = time.monotonic()
-    assert simulator.unheard(before) == {"first"}
+    asking = time.monotonic()
+    assert simulator.unanswered(asking) == {"first"}
     await asked
-    assert simulator.unheard(before) == {"first"}, "its answer is younger"
-    assert simulator.unheard(time.monotonic()) == set()
+    answered = time.monotonic()
+    assert (simulator.unanswered(asking), simulator.unanswered(answered)) == ({"first"}, set())
+    assert simulator.unproven(answered) == {"first"}, "it may not have been heard"
     await client.create(StatusCallback="http://127.0.0.1:9/callbacks/x/second")
-    assert simulator.unheard(before) == {"second"}, "who asks again on a connection has heard"
-
-
-async def test_who_died_before_reading_is_told_from_who_hung_up(simulator: Simulator) -> None:
-    loop = asyncio.get_running_loop()
-
-    async def client(path: str, *, reads: bool) -> None:
-        form = urlencode({"To": THEIRS, "From": OURS, "Body": "hello", "StatusCallback": f"http://127.0.0.1:9/{path}"})
-        with socket.socket() as line:
-            line.setblocking(False)
-            await loop.sock_connect(line, ("127.0.0.1", int(simulator.url.rpartition(":")[2])))
-            head = (
-                f"POST /2010-04-01/Accounts/{ACCOUNT_SID}/Messages.json HTTP/1.1\r\n"
-                f"Authorization: {aiohttp.encode_basic_auth(ACCOUNT_SID, AUTH_TOKEN)}\r\n"
-                f"Content-Length: {len(form)}\r\n\r\n"
-            )
-            await loop.sock_sendall(line, f"{head}{form}".encode())
-            await asyncio.sleep(0.1)
-            if reads:
-                await loop.sock_recv(line, 65_536)
-
-    before = time.monotonic()
-    await client("read", reads=True)
-    await client("unread", reads=False)
-    await until(lambda: "unread" in simulator.cut_off(before))
-    assert simulator.cut_off(before) == {"unread"}
-    assert simulator.cut_off(time.monotonic()) == set()
+    assert simulator.unproven(answered) == {"first", "second"}
+    assert simulator.unproven(time.monotonic()) == {"second"}, "who asks again on a connection has heard"
+    assert simulator.connected == 1
 
 
 async def test_who_hung_up_has_waited_until_then(client: Client, simulator: Simulator) -> None:
@@ -389,5 +363,6 @@ async def test_who_hung_up_has_waited_until_then(client: Client, simulator: Simu
     await until(lambda: simulator.ledger.accepted == 1)
     before = time.monotonic()
     asked.cancel()
-    await until(lambda: simulator.unheard(time.monotonic()) == set())
-    assert simulator.unheard(before) == {"only"}
+    await until(lambda: simulator.connected == 0)
+    assert simulator.unanswered(time.monotonic()) == set()
+    assert simulator.unanswered(before) == simulator.unproven(before) == {"only"}
