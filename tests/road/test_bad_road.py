@@ -152,7 +152,7 @@ async def test_a_breaker_opens_in_an_outage_and_closes_after_it(stage: SetUp) ->
 
 
 @pytest.mark.long
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(700)
 @pytest.mark.parametrize("direction", ["up", "down"])
 @pytest.mark.parametrize("toxic", TOXICS)
 async def test_a_minute_of_each(stage: SetUp, toxic: str, direction: str) -> None:
@@ -163,7 +163,7 @@ async def test_a_minute_of_each(stage: SetUp, toxic: str, direction: str) -> Non
         way.heal()
         way.hang_up()
         asked += await keep_on(road, seconds=5, name="after")
-        await road.quiet(within_s=240)
+        await road.quiet(within_s=480)  # what never arrived is asked for until it is known: twice, minutes apart
         await judged(road, asked)
 
 

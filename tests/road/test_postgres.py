@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -65,7 +65,11 @@ class Ground:
 
     def kill(self) -> None:
         """kill -9 of the postmaster; its children notice and go."""
-        os.kill(int((self.cluster / "postmaster.pid").read_text().split()[0]), signal.SIGKILL)
+        pid = int((self.cluster / "postmaster.pid").read_text().split()[0])
+        os.kill(pid, signal.SIGKILL)
+        with suppress(OSError):
+            while Path(f"/proc/{pid}/cwd").readlink():  # while that stands, it would be joined, not started again
+                time.sleep(0.01)
 
     def start(self) -> None:
         """Start it again, as soon as the dead one's shared memory is free."""
