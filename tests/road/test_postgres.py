@@ -68,7 +68,8 @@ class Ground:
         pid = int((self.cluster / "postmaster.pid").read_text().split()[0])
         os.kill(pid, signal.SIGKILL)
         with suppress(OSError):
-            while Path(f"/proc/{pid}/cwd").readlink():  # while that stands, it would be joined, not started again
+            while True:
+                Path(f"/proc/{pid}/cwd").readlink()  # while that stands, it would be joined, not started again
                 time.sleep(0.01)
 
     def start(self) -> None:
