@@ -417,12 +417,17 @@ async def test_who_inserts_is_not_kept_waiting_for_a_week_to_go(connection: Conn
     assert await drop(connection) == [week(LONG_AGO)]
 
 
-async def test_a_late_receipt_for_a_week_that_is_gone_is_kept_and_swept_in_its_turn(
+async def test_a_late_word_for_a_week_that_is_gone_is_kept_and_swept_in_its_turn(
     connection: Connection, actor: Actor
 ) -> None:
+    """A receipt is parked, for it names no message any more; an acceptance is never thrown away."""
     id = await then(connection, LONG_AGO)
     await end(connection, id, Status.DELIVERED, LONG_AGO)
     assert await drop(connection) == [week(LONG_AGO)]
+    await actor.hear(id, 1, Status.READ)
+    assert await connection.fetchval("SELECT count(*) FROM outrider.outcome") == 0
+    assert await connection.fetchval("SELECT id FROM outrider.parked") == id
+    await actor.late(id, 1)
     await actor.hear(id, 1, Status.READ)
     await run(connection, "sweep_default")
     assert (await ended(connection, id))["status"] == "read"
