@@ -139,7 +139,7 @@ class Metrics:
         )
         self.anomalies = self._counters("anomalies_total", "What ought not to be, as it was found.", "kind")
         self.overdue_asked = self._counters(
-            "overdue_asked_total", "Messages without a receipt that a provider was asked for.", "provider", "result"
+            "overdue_asked_total", "Messages without a receipt that a provider was asked for.", "provider", "outcome"
         )
         self.unconfirmed = self._counter("unconfirmed_total", "Messages given up waiting for a receipt after 72 hours.")
         self.doubts_resolved = self._counters("doubts_resolved_total", "Ambiguous messages settled.", "status")

@@ -120,7 +120,7 @@ async def test_what_a_provider_answers_counts_as_a_receipt(house: House, connect
         assert "evidence 1" in story
         assert await made.reconciler.ask() == 0
         assert (
-            b'outrider_overdue_asked_total{provider="sim",result="undelivered"} 1.0'
+            b'outrider_overdue_asked_total{outcome="undelivered",provider="sim"} 1.0'
             in made.reconciler._observer.metrics()[0]
         )
         assert await kinds(connection) == []

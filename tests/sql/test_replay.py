@@ -260,7 +260,7 @@ async def test_a_replay_is_told_beside_the_decision_before_it_and_so_is_the_next
 ) -> None:
     (id,) = await insert(connection)
     await actor.give_back(await actor.claim(), "unknown")
-    assert await actor.decide(id, 1, "dead", "parked in doubt")
+    assert await actor.decide(id, 1, "dead", "parked in doubt")  # which tells its own story
     assert await replay(connection, [id]) == {id: "replayed"}
     assert await actor.refuse(id, 1, "failed", "no such service")
     assert await replay(connection, [id]) == {id: "replayed"}
