@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 log = structlog.get_logger()
 
 LOOK_S = 60.0
+FIRST_S = 5.0  # whoever starts with a full queue has better things to do
 PAGES = 20  # of 10,000 messages, counted in one look: 1 s at most
 NAMED = 100  # lost messages named in one look
 DAYS = 2  # shown on the page
@@ -41,6 +42,7 @@ class Auditor:
 
     async def run(self, stop: asyncio.Event) -> None:
         """Look each minute until *stop*."""
+        await sleep_unless(stop, FIRST_S)
         while not stop.is_set():
             try:
                 await self.look(patience_s=LOOK_S / 2)

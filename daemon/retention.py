@@ -55,7 +55,7 @@ class Keeper:
     async def run(self, stop: asyncio.Event) -> None:
         """Forget until *stop*. A database that is held as a copy is left as it was found."""
         try:
-            pause = 0.0
+            pause = LOOK_S  # whoever starts with a full queue has better things to do
             while not await sleep_unless(stop, pause):
                 busy = False
                 try:

@@ -17,6 +17,7 @@ import pytest
 import uvloop
 
 from daemon.database import HOT_SETTINGS, connect, statement
+from daemon.retention import DUTIES
 from tests.sql.actor import LONG_AGO
 
 if TYPE_CHECKING:
@@ -388,3 +389,65 @@ def test_the_planner_left_to_itself_falls_into_the_trap(stage: Stage) -> None:
         return False
 
     assert stage.runner.run(look())
+
+
+# What a function does cannot be EXPLAINed from outside: Postgres tells of it itself.
+TELL = """
+LOAD 'auto_explain';
+SET auto_explain.log_nested_statements = on;
+SET auto_explain.log_min_duration = 0;
+SET auto_explain.log_analyze = on;
+SET auto_explain.log_format = json;
+SET auto_explain.log_level = notice;
+"""
+ENDED = """
+INSERT INTO outrider.outcome (id, status, rank, attempts, segments, provider, sender, reference, accepted_at)
+SELECT o.id, 'accepted', 10, 1, 1, 'twilio', '+12025550100', 'SM1', now() FROM outrider.outbox o
+ WHERE NOT EXISTS (SELECT FROM outrider.outcome u WHERE u.id = o.id) ORDER BY o.id LIMIT {many}
+"""
+LOOKS = {**DUTIES, "balance": "SELECT outrider.balance(20)"}
+PAGE = 10_000  # messages counted together
+
+
+async def looked(connection: Connection, call: str) -> float:
+    """The most rows that any node of any statement within *call* was given."""
+    plans: list[str] = []
+
+    def listen(_: object, message: asyncpg.PostgresLogMessage) -> None:
+        plans.append(str(message.message).partition("plan:")[2])
+
+    connection.add_log_listener(listen)
+    await connection.execute(call)
+    await asyncio.sleep(0)  # a listener is called by the loop
+    connection.remove_log_listener(listen)
+    nodes = [node for plan in plans for node in within(json.loads(plan)["Plan"])]
+    assert nodes
+    removed = [
+        float(str(node.get("Rows Removed by Join Filter", 0))) * float(str(node["Actual Loops"])) for node in nodes
+    ]
+    return max(*map(rows, nodes), *removed)
+
+
+@pytest.mark.parametrize("look", LOOKS)
+def test_a_look_planned_while_there_was_little_reads_no_more_later(postgres: Cluster, look: str) -> None:
+    """500 login codes were looked for among all that had ended: 0.3 s among 7,600, and more with each that came."""
+
+    async def reads() -> float:
+        connection, other = await connect(postgres.server.dsn(name)), await connect(postgres.server.dsn(name))
+        try:
+            await add(other, 9_000)
+            await other.execute("UPDATE outrider.outbox SET intent = 'otp', service = 'login'")
+            await other.execute("VACUUM ANALYZE")
+            await connection.execute(TELL)
+            most = 0.0
+            for many in (*[0] * 7, 6, 994, 8000):  # from the sixth on a plan is kept
+                await other.execute(ENDED.format(many=many))
+                most = max(most, await looked(connection, LOOKS[look].replace("$1", "500")))
+            return most
+        finally:
+            await connection.close()
+            await other.close()
+
+    name = postgres.clone()
+    assert asyncio.run(reads()) <= 2 * PAGE
+    postgres.drop(name)
