@@ -3,8 +3,9 @@ The bench: Outrider beside what it is built on, on this machine, in one run.
 
 Each round runs everybody once, one after the other, against the same sink (a provider that says yes to everything): a
 bare protocol, which shows how fast the sink can be asked at all; aiohttp's client alone; Outrider as shipped; and what
-a user would otherwise pick, where it is installed. At the end login codes are inserted at a steady rate, to see how
-long they take from commit to provider.
+a user would otherwise pick, where it is installed. Outrider is then told two receipts for each message. At
+the end come whole lives, sent while their receipts come, and login codes at a steady rate, alone, among 1,000 messages
+a second, and among half as many as Outrider can send, to see how long they take from commit to provider.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
+from statistics import median
 from typing import TYPE_CHECKING
 
 import orjson
@@ -23,7 +25,6 @@ from bench.messages import MESSAGES_MAX
 from bench.peers import PEERS
 from bench.picture import drawn
 from bench.report import Report, Round
-from daemon.database import connect
 from daemon.embedded import EmbeddedError
 
 if TYPE_CHECKING:
@@ -44,49 +45,43 @@ sink was busy itself, and the ratio to aiohttp's client then flatters whoever is
 Exit code 0: everything arrived once and was written down. 1: it did not, or something could not be started.
 """
 CODES_PER_SECOND = 50  # login codes, to see how long each takes
+PRESSED_PER_SECOND = 1_000  # codes and others; then half of what was reached
 
 errors = Console(stderr=True, highlight=False)
 
 
 async def bench(arguments: argparse.Namespace) -> Report:
     """All rounds."""
-    rounds: list[Round] = []
-    delays: list[float] = []
+    count, in_flight = arguments.messages, arguments.in_flight
     async with load.sink() as sink, outrider.postgres() as server:
-        for number in range(1, arguments.rounds + 1):
-            errors.print(f"round {number} of {arguments.rounds}")
-            last = number == arguments.rounds
-            one, more = await _round(arguments, sink, server, number, codes_s=arguments.codes if last else 0.0)
-            rounds.append(one)
-            delays += more
-        admin = await connect(server.dsn("postgres"))
-        postgres = str(await admin.fetchval("SHOW server_version"))
-        await admin.close()
+        rounds = [await _round(arguments, sink, server, number) for number in range(1, arguments.rounds + 1)]
+        peak = median(one.outrider.rate for one in rounds)
+        async with outrider.Outrider.installed(server, "lives") as ours:
+            life = await ours.life(sink, count, in_flight)
+            _tell("whole lives", life.rate)
+            delays, pressed = await _delays(ours, sink, arguments.codes, peak)
+            postgres = str(await ours.connection.fetchval("SHOW server_version"))
     return Report(
-        messages=arguments.messages,
-        in_flight=arguments.in_flight,
-        rounds=rounds,
-        latency_ms=_percentiles(delays),
-        postgres=postgres,
-    )
+        messages=count, in_flight=in_flight, rounds=rounds, life=life, latency_ms=load.percentiles(delays),
+        pressed=pressed, postgres=postgres,
+    )  # fmt: skip
 
 
-async def _round(
-    arguments: argparse.Namespace, sink: Sink, server: Server, number: int, *, codes_s: float
-) -> tuple[Round, list[float]]:
+async def _round(arguments: argparse.Namespace, sink: Sink, server: Server, number: int) -> Round:
+    errors.print(f"round {number} of {arguments.rounds}")
     count, in_flight = arguments.messages, arguments.in_flight
     lean = await load.client("lean", sink, count, min(in_flight, 64))
     _tell("a bare protocol", lean.rate)
     raw = await load.client("raw", sink, count, in_flight)
     _tell("aiohttp's client", raw.rate)
-    delays: list[float] = []
     async with outrider.Outrider.installed(server, f"bench_{number}") as ours:
         drain = await ours.drain(sink, count, in_flight)
         _tell("Outrider", drain.rate)
-        if codes_s:
-            delays = await ours.latency(sink, seconds=codes_s, per_second=CODES_PER_SECOND)
-    again = await load.client("raw", sink, count, in_flight)
-    _tell("aiohttp's client again", again.rate)
+        callbacks = await sink.callbacks()
+        again = await load.client("raw", sink, count, in_flight)
+        _tell("aiohttp's client again", again.rate)
+        told = await ours.told(sink, callbacks)
+        _tell("Outrider, receipts", told.rate)
     peers = {}
     for peer in PEERS:
         if peer.installed:
@@ -96,18 +91,25 @@ async def _round(
         elif number == 1:
             errors.print(f"  {peer.name:24} not installed; `make bench` installs it")
     # Before and after us: a machine that is shared grows quicker and slower within a round.
-    return Round(lean=lean, raw=load.mean(raw, again), outrider=drain, peers=peers), delays
+    return Round(lean=lean, raw=load.mean(raw, again), outrider=drain, told=told, peers=peers)
+
+
+async def _delays(
+    ours: outrider.Outrider, sink: Sink, seconds: float, peak: float
+) -> tuple[list[float], list[outrider.Pressed]]:
+    """Of login codes, one by one; then of codes and others at two rates. *peak* is what Outrider reached."""
+    if not seconds:
+        return [], []
+    alone = await ours.latency(sink, seconds=seconds, per_second=CODES_PER_SECOND)
+    pressed = [
+        await ours.pressed(sink, seconds=min(seconds, MESSAGES_MAX / rate), per_second=rate)
+        for rate in (PRESSED_PER_SECOND, peak / 2)
+    ]
+    return alone, pressed
 
 
 def _tell(who: str, rate: float) -> None:
     errors.print(f"  {who:24} {rate:8,.0f} /s", markup=False)
-
-
-def _percentiles(seconds: Sequence[float]) -> dict[str, float]:
-    ordered = sorted(seconds)
-    if not ordered:
-        return {}
-    return {f"p{share}": round(1000 * ordered[len(ordered) * share // 100], 1) for share in (50, 95, 99)}
 
 
 def _number(least: int, most: int) -> type[int]:
@@ -129,6 +131,9 @@ def main(words: Sequence[str]) -> int:
     parser.add_argument("--messages", type=many, default=20_000, help="of each run (default: 20,000)")
     parser.add_argument("--in-flight", type=_number(1, 1_000), default=256, help="requests at a time (default: 256)")
     parser.add_argument("--codes", type=float, default=10.0, metavar="SECONDS", help="of login codes (default: 10)")
+    parser.add_argument(
+        "--no-receipts", dest="receipts", action="store_false", help="leave receipts and whole lives out"
+    )
     parser.add_argument("--json", nargs="?", const="-", metavar="FILE", help="the figures; without FILE, to stdout")
     parser.add_argument("--picture", type=Path, metavar="FILE", help="a drawing of the rates, as SVG")
     arguments = parser.parse_args(words)

@@ -14,13 +14,13 @@ import time
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import aiohttp
 import orjson
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator
+    from collections.abc import AsyncIterator, Iterator, Sequence
 
     from daemon.embedded import Server
 
@@ -65,6 +65,12 @@ class Sink:
         async with self._web.get(f"{self.url}/to") as reply:
             return [(at, to) for at, to in orjson.loads(await reply.read())]
 
+    async def callbacks(self) -> list[str]:
+        """Where receipts are wanted, for each acceptance."""
+        async with self._web.get(f"{self.url}/callbacks/0") as reply:
+            found: list[str] = orjson.loads(await reply.read())
+            return found
+
     async def forget(self) -> None:
         """Begin anew."""
         async with self._web.delete(self.url) as reply:
@@ -96,25 +102,30 @@ async def sink() -> AsyncIterator[Sink]:
 async def client(module: str, sink: Sink, *arguments: object) -> Run:
     """Run ``bench.MODULE`` against *sink* to its end."""
     await sink.forget()
+    told = await said(module, sink, *arguments)
+    distinct = len({to for _, to in await sink.arrivals()})
+    cpu = told["cpu_s"] / told["messages"] * 1000
+    return Run(
+        asked=told["messages"], messages=await sink.accepted(), rate=await sink.rate(), cpu=cpu, distinct=distinct
+    )
+
+
+async def said(module: str, sink: Sink, *arguments: object, given: bytes = b"") -> Any:
+    """Run ``bench.MODULE`` to its end, with *given* on its stdin; the JSON object it prints."""
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", f"bench.{module}", sink.url, *map(str, arguments),
-        cwd=ROOT, stdout=asyncio.subprocess.PIPE,
+        cwd=ROOT, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
     )  # fmt: skip
     try:
         async with asyncio.timeout(PATIENCE_S):
-            said, _ = await process.communicate()
+            printed, _ = await process.communicate(given)
     finally:
         if process.returncode is None:
             process.kill()
             await process.wait()
     if process.returncode:
         raise BenchError(f"bench.{module} ended with code {process.returncode}")
-    told = orjson.loads(said)
-    distinct = len({to for _, to in await sink.arrivals()})
-    cpu = told["cpu_s"] / told["messages"] * 1000
-    return Run(
-        asked=told["messages"], messages=await sink.accepted(), rate=await sink.rate(), cpu=cpu, distinct=distinct
-    )
+    return orjson.loads(printed)
 
 
 def mean(one: Run, other: Run) -> Run:
@@ -138,6 +149,14 @@ def spent(messages: int) -> Iterator[None]:
     print(orjson.dumps({"messages": messages, "seconds": time.monotonic() - began, "cpu_s": cpu_s}).decode())
 
 
+def percentiles(seconds: Sequence[float]) -> dict[str, float]:
+    """*seconds* at three shares of their number, in milliseconds; nothing when there are none."""
+    ordered = sorted(seconds)
+    if not ordered:
+        return {}
+    return {f"p{share}": round(1000 * ordered[len(ordered) * share // 100], 1) for share in (50, 95, 99)}
+
+
 def postmaster_pid(server: Server) -> int:
     """The process id of a private Postgres."""
     return int((server.home / "cluster" / "postmaster.pid").read_text(encoding="ascii").split()[0])
@@ -146,6 +165,14 @@ def postmaster_pid(server: Server) -> int:
 def cpu_s(pid: int) -> float:
     """CPU seconds of a process so far."""
     return sum(_times(pid)[:2])
+
+
+def memory_mb(pid: int) -> float:
+    """The most memory a process has had resident (proc(5): VmHWM)."""
+    for line in Path(f"/proc/{pid}/status").read_text(encoding="utf-8").splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) / 1024
+    return 0.0
 
 
 def cpu_with_children_s(pid: int) -> float:

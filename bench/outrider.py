@@ -22,14 +22,26 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bench.load import PATIENCE_S, ROOT, BenchError, cpu_s, cpu_with_children_s, postmaster_pid
+import orjson
+
+from bench.load import (
+    PATIENCE_S,
+    ROOT,
+    BenchError,
+    cpu_s,
+    cpu_with_children_s,
+    memory_mb,
+    percentiles,
+    postmaster_pid,
+    said,
+)
 from bench.messages import ACCOUNT_SID, AREAS, RECIPIENT_SQL, TEXT_SQL, TOKEN, recipient, senders
 from daemon import embedded, migrate
 from daemon.database import connect
 
 if TYPE_CHECKING:
     from asyncio.subprocess import Process
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Sequence
 
     from asyncpg import Connection, Record
 
@@ -41,8 +53,11 @@ SENDERS, RATE = 200, 200
 SERVICES = {"logins": "otp", "parcels": "delivery", "news": "events", "offers": "marketing"}  # and their intents
 # Of a provider's connections bulk may take 80 %: as many as the raw client has in flight.
 BULK_SHARE = 0.8
+TELLERS = 64  # connections of the provider that tells receipts
 INSERT_ROWS = 1000  # in one statement, as a busy application writes
 SETTINGS = {"max_wal_size": "4GB", "checkpoint_timeout": "30min"}  # no checkpoint in the middle of a measurement
+
+INSERT_EVERY_S = 0.01  # under load
 
 INSERT = f"""
     INSERT INTO outrider.outbox (recipient, service, intent, body)
@@ -69,6 +84,37 @@ class Drain:
     cpu_postgres: float
     wal_insert: float
     wal: float
+    memory_mb: float  # the most the daemon had
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Told:
+    """Receipts, each committed before its answer. CPU seconds per 1,000 of them; milliseconds to the answer."""
+
+    receipts: int
+    rate: float  # a second
+    cpu: float
+    cpu_postgres: float
+    latency_ms: dict[str, float]
+    delivered: int  # messages that stand as delivered
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pressed:
+    """Milliseconds from commit to provider while so many a second are inserted, one in ten of them a login code."""
+
+    per_second: float
+    codes_ms: dict[str, float]
+    bulk_ms: dict[str, float]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Life:
+    """Whole lives: a message sent, and two receipts of it committed."""
+
+    messages: int
+    rate: float  # whole lives a second, from the first acceptance to the last answer
+    delivered: int
 
 
 @asynccontextmanager
@@ -116,10 +162,7 @@ class Outrider:
         """Insert *messages*, start the daemon, wait until all are settled."""
         await sink.forget()
         empty = await self._wal()
-        for first in range(0, messages, INSERT_ROWS):
-            last = min(first + INSERT_ROWS, messages) - 1
-            await self.connection.execute(INSERT, first, last, list(AREAS), list(SERVICES), list(SERVICES.values()))
-        await self.connection.execute("VACUUM ANALYZE")
+        await self._fill(messages)
         full = await self._wal()
         daemon = await self._start(sink, in_flight)
         cpu, cpu_postgres = cpu_s(daemon), cpu_with_children_s(self._postmaster)
@@ -140,7 +183,33 @@ class Outrider:
             cpu_postgres=cpu_postgres / messages * 1000,
             wal_insert=(full - empty) / messages,
             wal=(await self._wal() - full) / messages,
+            memory_mb=memory_mb(daemon),
         )
+
+    async def told(self, sink: Sink, callbacks: Sequence[str]) -> Told:
+        """After a drain: two receipts for each of its messages, at their *callbacks*."""
+        assert self._process is not None
+        cpu, cpu_postgres = cpu_s(self._process.pid), cpu_with_children_s(self._postmaster)
+        found = await said("receipts", sink, len(callbacks), TELLERS, given=orjson.dumps(callbacks))
+        cpu, cpu_postgres = cpu_s(self._process.pid) - cpu, cpu_with_children_s(self._postmaster) - cpu_postgres
+        return Told(
+            receipts=found["receipts"],
+            rate=found["receipts"] / (found["last"] - found["first"]),
+            cpu=cpu / found["receipts"] * 1000,
+            cpu_postgres=cpu_postgres / found["receipts"] * 1000,
+            latency_ms=found["latency_ms"],
+            delivered=await self._delivered(),
+        )
+
+    async def life(self, sink: Sink, messages: int, in_flight: int) -> Life:
+        """Whole lives: *messages* inserted, then sent while their receipts come."""
+        await sink.forget()
+        await self._fill(messages)
+        telling = asyncio.create_task(said("receipts", sink, messages, TELLERS))
+        await self._start(sink, in_flight)
+        found = await telling
+        (first, _), *_ = await sink.arrivals()
+        return Life(messages=messages, rate=messages / (found["last"] - first), delivered=await self._delivered())
 
     async def latency(self, sink: Sink, *, seconds: float, per_second: float) -> list[float]:
         """
@@ -158,6 +227,42 @@ class Outrider:
             committed[to] = time.monotonic()
         await self._until("SELECT NOT EXISTS (SELECT FROM outrider.queue)")
         return [max(0.0, at - committed[to]) for at, to in await sink.arrivals()]
+
+    async def pressed(self, sink: Sink, *, seconds: float, per_second: float) -> Pressed:
+        """The same under load: codes and bulk together, in small statements, as many as make up *per_second*."""
+        committed: dict[str, float] = {}
+        codes = set()
+        await sink.forget()
+        start, first = time.monotonic(), 0
+        many = max(1, round(per_second * INSERT_EVERY_S))
+        for number in range(int(seconds / INSERT_EVERY_S)):
+            await asyncio.sleep(max(0.0, start + number * INSERT_EVERY_S - time.monotonic()))
+            await self._insert(first, first + many - 1)
+            now = time.monotonic()
+            for one in range(first, first + many):
+                committed[recipient(one)] = now
+                if one % 10 == 0:  # as INSERT has it
+                    codes.add(recipient(one))
+            first += many
+        took_s = time.monotonic() - start
+        await self._until("SELECT NOT EXISTS (SELECT FROM outrider.queue)")
+        delays = [(to, max(0.0, at - committed[to])) for at, to in await sink.arrivals()]
+        return Pressed(
+            per_second=first / took_s,
+            codes_ms=percentiles([delay for to, delay in delays if to in codes]),
+            bulk_ms=percentiles([delay for to, delay in delays if to not in codes]),
+        )
+
+    async def _fill(self, messages: int) -> None:
+        for first in range(0, messages, INSERT_ROWS):
+            await self._insert(first, min(first + INSERT_ROWS, messages) - 1)
+        await self.connection.execute("VACUUM ANALYZE")
+
+    async def _insert(self, first: int, last: int) -> None:
+        await self.connection.execute(INSERT, first, last, list(AREAS), list(SERVICES), list(SERVICES.values()))
+
+    async def _delivered(self) -> int:
+        return int(await self.connection.fetchval("SELECT count(*) FROM outrider.outcome WHERE status = 'delivered'"))
 
     async def _start(self, sink: Sink, in_flight: int) -> int:
         """Start the daemon, wait until it holds its leases, and return its process id."""

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from bench.load import Run
-    from bench.outrider import Drain
+    from bench.outrider import Drain, Life, Pressed, Told
 
 # Below this the sink, not its client, may be what is measured.
 HEADROOM = 3.0
@@ -35,6 +35,7 @@ class Round:
     lean: Run
     raw: Run
     outrider: Drain
+    told: Told
     peers: Mapping[str, Run] = field(default_factory=dict)  # by key: those that are installed
 
     def ratios(self) -> dict[str, float | None]:
@@ -47,24 +48,34 @@ class Round:
             "sink_headroom": self.lean.rate / max(self.raw.rate, self.outrider.rate),
         }
 
+    @property
+    def ok(self) -> bool:
+        """Whether everything arrived once, and is written down."""
+        arrived = all(run.messages == run.distinct == run.asked for run in (self.lean, self.raw, *self.peers.values()))
+        ours = self.outrider
+        arrived &= ours.messages == ours.distinct == ours.settled == self.lean.asked
+        return arrived and self.told.delivered == ours.messages
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
-    """All rounds, and how long a login code took from commit to provider: milliseconds at the three percentiles."""
+    """
+    All rounds, and how long a login code took from commit to provider: milliseconds at the three percentiles, alone and
+    under load.
+    """
 
     messages: int
     in_flight: int
     rounds: Sequence[Round]
+    life: Life
     latency_ms: dict[str, float]
+    pressed: Sequence[Pressed]
     postgres: str
 
     @property
     def ok(self) -> bool:
         """Whether everybody's messages arrived, each once, and Outrider has written down that they did."""
-        everybody = [run for one in self.rounds for run in (one.lean, one.raw, one.outrider)]
-        arrived = all(run.messages == run.distinct == self.messages for run in everybody)
-        arrived &= all(run.messages == run.distinct == run.asked for one in self.rounds for run in one.peers.values())
-        return arrived and all(one.outrider.settled == self.messages for one in self.rounds)
+        return all(one.ok for one in self.rounds) and self.life.delivered == self.life.messages
 
     def spread(self) -> dict[str, tuple[float, float, float] | None]:
         """Least, middle and most of each ratio; None for what did not run."""
@@ -82,6 +93,8 @@ class Report:
             "sink_headroom": headroom,
             "spread": {name: three and [round(value, 3) for value in three] for name, three in spread.items()},
             "latency_ms": self.latency_ms,
+            "life": asdict(self.life),
+            "pressed": [asdict(one) for one in self.pressed],
             "messages": self.messages,
             "in_flight": self.in_flight,
             "rounds": [asdict(one) for one in self.rounds],
@@ -96,7 +109,7 @@ class Report:
 
     def tables(self) -> list[Table]:
         """The report for people."""
-        return [self._of_ratios(), self._of_figures()]
+        return [self._of_ratios(), self._of_figures(), self._of_delays()]
 
     def _of_ratios(self) -> Table:
         table = Table(title="Ratios, each taken within a round", title_justify="left")
@@ -134,13 +147,27 @@ class Report:
         self._add(table, "Outrider, its daemon", drains)
         wal = f"{median(one.wal_insert for one in drains):,.0f} inserted, {median(one.wal for one in drains):,.0f} then"
         table.add_row("  its Postgres", "", f"{median(one.cpu_postgres for one in drains):.3f}", wal)
+        table.add_row("  its memory, MB", "", f"{max(one.memory_mb for one in drains):.0f}", "")
+        told = [one.told for one in rounds]
+        self._add(table, "  receipts, its daemon", told)
+        table.add_row("  receipts, its Postgres", "", f"{median(one.cpu_postgres for one in told):.3f}", "")
+        table.add_row("  whole lives", f"{self.life.rate:,.0f}", "", "")
+        return table
+
+    def _of_delays(self) -> Table:
+        table = Table(title="Milliseconds from commit to provider", title_justify="left")
+        for name in ("", "messages/s", "p50", "p95", "p99"):
+            table.add_column(name, justify="left" if not name else "right")
         if self.latency_ms:
-            told = ", ".join(f"{name} {value}" for name, value in self.latency_ms.items())
-            table.add_row("  commit to provider, ms", "", "", told)
+            table.add_row("login codes alone", "", *map(str, self.latency_ms.values()))
+        for one in self.pressed:
+            rate = f"{one.per_second:,.0f}"
+            table.add_row("login codes, one in ten", rate, *map(str, one.codes_ms.values()))
+            table.add_row("  and all others", "", *map(str, one.bulk_ms.values()))
         return table
 
     @staticmethod
-    def _add(table: Table, name: str, runs: Sequence[Run] | Sequence[Drain]) -> None:
+    def _add(table: Table, name: str, runs: Sequence[Run] | Sequence[Drain] | Sequence[Told]) -> None:
         if runs:
             table.add_row(name, f"{median(one.rate for one in runs):,.0f}", f"{median(one.cpu for one in runs):.3f}")
 

@@ -2,9 +2,9 @@
 A provider for load: says yes to everything, as fast as one Python process can, and remembers what it was sent.
 
 It speaks as much of Twilio as a create needs (``POST`` anything, 201, the JSON of a message, a fresh sid each time)
-and sends no receipts. What came is kept as it came and read only when asked: ``GET /`` tells how many and when, ``GET
-/to`` when which recipient was written to, ``DELETE /`` forgets. Times are of the monotonic clock, which all processes
-share.
+and sends no receipts itself (:mod:`bench.receipts` does). What came is kept as it came and read only when asked: ``GET
+/`` tells how many and when, ``GET /to`` when which recipient was written to, ``GET /callbacks/N`` where receipts are
+wanted for all from the Nth on, ``DELETE /`` forgets. Times are of the monotonic clock, which all processes share.
 
 Run as ``python -m bench.sink``: it prints its address and serves until its stdin ends, so it never outlives its
 parent.
@@ -58,6 +58,10 @@ class Book:
         """Every acceptance: its moment and its recipient."""
         return orjson.dumps([(at, parse_qs(body.decode())["To"][0]) for at, body in self.arrivals])
 
+    def callbacks(self, first: int) -> bytes:
+        """Where receipts are wanted, for every acceptance from the *first* on."""
+        return orjson.dumps([parse_qs(body.decode())["StatusCallback"][0] for _, body in self.arrivals[first:]])
+
 
 class Connection(asyncio.Protocol):
     """One connection of a client."""
@@ -100,8 +104,15 @@ class Connection(asyncio.Protocol):
         if method == b"DELETE":
             self._book.arrivals.clear()
             self._book.connections = 0
-        said = self._book.recipients() if self._url == b"/to" else self._book.summary()
+        said = self._told()
         self._write(_HEAD.format(200, len(said)).encode() + said)
+
+    def _told(self) -> bytes:
+        if self._url == b"/to":
+            return self._book.recipients()
+        if self._url.startswith(b"/callbacks/"):
+            return self._book.callbacks(int(self._url.rpartition(b"/")[2]))
+        return self._book.summary()
 
 
 async def serve() -> None:

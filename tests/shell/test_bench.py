@@ -14,7 +14,7 @@ import pytest
 
 from bench.load import Run
 from bench.messages import MESSAGES_MAX, recipient, requests
-from bench.outrider import Drain
+from bench.outrider import Drain, Life, Told
 from bench.picture import drawn
 from bench.report import Report, Round
 from daemon.core.address import plausible
@@ -23,13 +23,15 @@ ROOT = Path(__file__).resolve().parents[2]
 RUN = Run(asked=100, messages=100, rate=2_000.0, cpu=0.2, distinct=100)
 DRAIN = Drain(
     messages=100, rate=1_000.0, cpu=0.4, distinct=100, settled=100, emptied_s=0.1, cpu_postgres=0.1, wal_insert=700.0,
-    wal=450.0,
+    wal=450.0, memory_mb=90.0,
 )  # fmt: skip
-ROUND = Round(lean=replace(RUN, rate=20_000.0), raw=RUN, outrider=DRAIN)
+TOLD = Told(receipts=200, rate=4_000.0, cpu=0.1, cpu_postgres=0.03, latency_ms={}, delivered=100)
+LIFE = Life(messages=100, rate=1_500.0, delivered=100)
+ROUND = Round(lean=replace(RUN, rate=20_000.0), raw=RUN, outrider=DRAIN, told=TOLD)
 
 
 def report(*rounds: Round) -> Report:
-    return Report(messages=100, in_flight=8, rounds=rounds, latency_ms={}, postgres="18")
+    return Report(messages=100, in_flight=8, rounds=rounds, life=LIFE, latency_ms={}, pressed=[], postgres="18")
 
 
 def test_a_ratio_is_taken_within_its_round() -> None:
@@ -54,12 +56,14 @@ def test_what_did_not_run_has_no_ratio() -> None:
         replace(ROUND, outrider=replace(DRAIN, distinct=99)),  # one lost, another twice
         replace(ROUND, outrider=replace(DRAIN, settled=99)),  # sent, and not written down
         replace(ROUND, raw=replace(RUN, messages=99, distinct=99)),
+        replace(ROUND, told=replace(TOLD, delivered=99)),  # a receipt answered, and not kept
         replace(ROUND, peers={"naive": replace(RUN, asked=50, messages=49, distinct=49)}),
     ],
 )
 def test_a_lost_or_repeated_message_spoils_the_run(bad: Round) -> None:
     assert report(ROUND).ok
     assert not report(ROUND, bad).ok
+    assert not replace(report(ROUND), life=replace(LIFE, delivered=99)).ok
 
 
 def test_everybody_has_another_number_and_each_is_valid() -> None:
@@ -88,6 +92,10 @@ def test_a_short_run_tells_every_figure_and_loses_nothing() -> None:
     assert one["outrider"]["settled"] == 300
     assert one["outrider"]["wal_insert"] > 0
     assert one["outrider"]["cpu_postgres"] > 0
+    assert one["outrider"]["memory_mb"] > 0
+    assert (one["told"]["receipts"], one["told"]["delivered"]) == (600, 300)
+    assert found["life"]["delivered"] == 300
+    assert [set(each["codes_ms"]) for each in found["pressed"]] == [{"p50", "p95", "p99"}] * 2
     assert "aiohttp's client alone" in done.stderr
 
 
