@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import math
 from functools import partial
 from typing import TYPE_CHECKING, Self
 from uuid import uuid4
@@ -86,21 +87,31 @@ class Simulator:
     @property
     def connected(self) -> int:
         """How many connections are open."""
-        return sum(talk.open for talk in self._party)
+        return sum(talk.ended_at is None for talk in self._party)
 
-    def unanswered(self, at: float) -> set[str]:
+    def on_the_wire(self, at: float) -> set[str]:
         """
-        Tokens of the creates that had no answer at *at*, a moment of the monotonic clock.
+        Tokens of the creates that were on the wire at *at*, a moment of the loop's clock.
 
-        The last two of each connection are known, for some seconds after its end.
+        They had no answer yet, or one that was never read: the end of a connection tells, and is remembered a while.
         """
-        asked = (one for talk in self._party for one in (talk.asked, talk.before))
-        return {one.token for one in asked if one.token and (one.answered_at is None or one.answered_at >= at)}
+        return {
+            talk.asked.token
+            for talk in self._party
+            if talk.ended_at is None or talk.ended_at >= at
+            if talk.asked.answered_at is None or talk.asked.answered_at >= at or talk.unread
+        } - {""}
 
-    def unproven(self, at: float) -> set[str]:
-        """Tokens of the creates whose answer may not have been heard by *at*: no other request came after them."""
-        last = {talk.asked.token for talk in self._party}
-        return (last | {talk.before.token for talk in self._party if talk.asked.at >= at}) - {""}
+    def unheard(self) -> set[str]:
+        """
+        Tokens of the creates of which nothing proves that their answer was heard.
+
+        Two things prove it, if all are of one client that reads whatever lies there before it writes again: another
+        request on the same connection, and one on any connection whose last answer was given after this one.
+        """
+        heard_at = max((talk.heard_at for talk in self._party), default=-math.inf)
+        last = [talk.asked for talk in self._party]
+        return {one.token for one in last if one.answered_at is None or one.answered_at >= heard_at} - {""}
 
     async def __aenter__(self) -> Self:
         if self.settings.faults is not None:

@@ -8,9 +8,9 @@ measured. It understands what clients of the Messages API say: bodies with a Con
 from __future__ import annotations
 
 import asyncio
+import math
 import socket
 import struct
-import time
 from dataclasses import dataclass
 from functools import lru_cache
 from http import HTTPStatus
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 HEAD_MAX = 16 * 1024
 BODY_MAX = 256 * 1024
 
-LINGER_S = 5.0  # how long an ended conversation is still remembered
+LINGER_S = 15.0  # how long an ended conversation is still remembered
 
 _RESET = struct.pack("ii", 1, 0)  # SO_LINGER on, for no time: close with RST
 _REASONS = {status.value: status.phrase for status in HTTPStatus}
@@ -99,10 +99,9 @@ def read_head(head: bytes) -> tuple[str, str, Mapping[bytes, bytes], int]:
 
 @dataclass(slots=True)
 class Asked:
-    """One request as it came, on the monotonic clock."""
+    """One request. Moments are those of the loop's clock: answers that leave together have the same one."""
 
-    token: str  # of a create; other requests have none
-    at: float
+    token: str = ""  # of a create; other requests have none
     answered_at: float | None = None  # when it was answered, or nobody waited any more
 
 
@@ -110,9 +109,10 @@ class Conversation(asyncio.Protocol):
     """One client's connection: answers one request at a time, in order, whenever the answer comes."""
 
     def __init__(self, serve: Callable[[Request, Conversation], None], party: set[Conversation]) -> None:
-        self.asked = Asked("", 0.0)
-        self.before = Asked("", 0.0)
-        self.open = True
+        self.asked = Asked()
+        self.heard_at = -math.inf  # when the last answer was given that was certainly heard: something was asked since
+        self.ended_at: float | None = None
+        self.unread = False  # it ended with bytes of ours that nobody had read
         self._serve = serve
         self._party = party  # all conversations open a moment ago; we enter and leave it ourselves
         self._inbox = b""
@@ -127,7 +127,8 @@ class Conversation(asyncio.Protocol):
         self._room.set()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self.open = False
+        self.ended_at = asyncio.get_running_loop().time()
+        self.unread = isinstance(exc, ConnectionResetError)  # so the kernel says it, when a process dies or closes
         self._answered()
         asyncio.get_running_loop().call_later(LINGER_S, self._party.discard, self)
         self._room.set()
@@ -177,11 +178,13 @@ class Conversation(asyncio.Protocol):
 
     def take(self, token: str) -> None:
         """The request in hand is the create *token*, or none."""
-        self.before, self.asked = self.asked, Asked(token, time.monotonic())
+        if self.asked.answered_at is not None:
+            self.heard_at = self.asked.answered_at
+        self.asked = Asked(token)
 
     def _answered(self) -> None:
         if self.asked.answered_at is None:
-            self.asked.answered_at = time.monotonic()
+            self.asked.answered_at = asyncio.get_running_loop().time()
 
     def _read(self) -> None:
         if self._reading:
