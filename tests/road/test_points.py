@@ -190,12 +190,12 @@ class Nest:
 
     async def dies(self, point: str, *, times: int = 1) -> None:
         """Run the daemon until it dies at *point*."""
-        simulator, began = self.road.simulator, asyncio.get_running_loop().time()
+        simulator = self.road.simulator
         assert await self.run(f"{point}:{times}", "run") == -9, self.road.log.read_text()[-2000:]
-        at = time.time()
+        at, now = time.time(), asyncio.get_running_loop().time()
         while simulator.connected:
             await asyncio.sleep(0.002)
-        wire = frozenset(simulator.on_the_wire(began))
+        wire = frozenset(simulator.on_the_wire(now))
         self.deaths.append(Kill(at=at, on_the_wire=wire, unheard=frozenset(simulator.unheard()), sending=True))
 
     async def survived(self, point: str, *, duplicates: int = 0) -> Report:
