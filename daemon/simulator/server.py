@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import math
 from functools import partial
 from typing import TYPE_CHECKING, Self
 from uuid import uuid4
@@ -19,7 +18,7 @@ from daemon.simulator.faults import Faults, FaultsError, Outage, Trouble, read_f
 from daemon.simulator.ledger import Ledger
 from daemon.simulator.receipts import Postman
 from daemon.simulator.settings import Settings
-from daemon.simulator.wire import Answer, Conversation, Request
+from daemon.simulator.wire import Answer, Conversation, Party, Request
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Mapping
@@ -46,7 +45,7 @@ class Simulator:
         self.faults_error: str | None = None  # why the faults file, as it stands, is not in force
         self._faults = faults or Faults()
         self._stamp: tuple[int, int] | None = None  # of the faults file as last read
-        self._party: set[Conversation] = set()
+        self._party = Party()
         self._chores: set[asyncio.Task[None]] = set()
         self._listener: asyncio.Server | None = None
         self._port = self.settings.port
@@ -107,11 +106,11 @@ class Simulator:
         Tokens of the creates of which nothing proves that their answer was heard.
 
         Two things prove it, if all are of one client that reads whatever lies there before it writes again: another
-        request on the same connection, and one on any connection whose last answer was given after this one.
+        request on the same connection, and one on any connection whose last answer left after this one.
         """
-        heard_at = max((talk.heard_at for talk in self._party), default=-math.inf)
+        heard = max((talk.heard for talk in self._party), default=-1)
         last = [talk.asked for talk in self._party]
-        return {one.token for one in last if one.answered_at is None or one.answered_at >= heard_at} - {""}
+        return {one.token for one in last if one.answered_at is None or one.turn > heard - 2} - {""}
 
     async def __aenter__(self) -> Self:
         if self.settings.faults is not None:

@@ -8,7 +8,6 @@ measured. It understands what clients of the Messages API say: bodies with a Con
 from __future__ import annotations
 
 import asyncio
-import math
 import socket
 import struct
 from dataclasses import dataclass
@@ -99,22 +98,48 @@ def read_head(head: bytes) -> tuple[str, str, Mapping[bytes, bytes], int]:
 
 @dataclass(slots=True)
 class Asked:
-    """One request. Moments are those of the loop's clock: answers that leave together have the same one."""
+    """One request, and when it was answered or nobody waited any more."""
 
     token: str = ""  # of a create; other requests have none
-    answered_at: float | None = None  # when it was answered, or nobody waited any more
+    answered_at: float | None = None  # on the loop's clock
+    turn: int = 0  # as the party counts them
+
+
+class Party(set["Conversation"]):
+    """
+    All conversations that are open, or were a moment ago, and the turns in which they are answered.
+
+    What is written in one turn of the loop leaves at its end, in any order, and on a starved machine not at once. A
+    turn as counted here may be two halves of the loop's; what was answered two of them earlier has left earlier.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._turn = 0
+        self._turning = False
+
+    def turn(self) -> int:
+        """The number of this turn."""
+        if not self._turning:
+            self._turning = True
+            asyncio.get_running_loop().call_soon(self._next)
+        return self._turn
+
+    def _next(self) -> None:
+        self._turn += 1
+        self._turning = False
 
 
 class Conversation(asyncio.Protocol):
     """One client's connection: answers one request at a time, in order, whenever the answer comes."""
 
-    def __init__(self, serve: Callable[[Request, Conversation], None], party: set[Conversation]) -> None:
+    def __init__(self, serve: Callable[[Request, Conversation], None], party: Party) -> None:
         self.asked = Asked()
-        self.heard_at = -math.inf  # when the last answer was given that was certainly heard: something was asked since
+        self.heard = -1  # the turn of the last answer that was certainly heard: something was asked since
         self.ended_at: float | None = None
         self.unread = False  # it ended with bytes of ours that nobody had read
         self._serve = serve
-        self._party = party  # all conversations open a moment ago; we enter and leave it ourselves
+        self._party = party  # we enter and leave it ourselves
         self._inbox = b""
         self._busy = False  # a request is being answered
         self._reading = False  # _read is on the stack
@@ -179,12 +204,12 @@ class Conversation(asyncio.Protocol):
     def take(self, token: str) -> None:
         """The request in hand is the create *token*, or none."""
         if self.asked.answered_at is not None:
-            self.heard_at = self.asked.answered_at
+            self.heard = self.asked.turn
         self.asked = Asked(token)
 
     def _answered(self) -> None:
         if self.asked.answered_at is None:
-            self.asked.answered_at = asyncio.get_running_loop().time()
+            self.asked.answered_at, self.asked.turn = asyncio.get_running_loop().time(), self._party.turn()
 
     def _read(self) -> None:
         if self._reading:
