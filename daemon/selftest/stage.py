@@ -129,9 +129,10 @@ class Stage:
     async def kill_daemon(self, *, sending: bool) -> Kill:
         """``kill -9``. What was on the wire is counted when the provider has seen the last of it."""
         assert self._daemon is not None
-        at, now = time.time(), asyncio.get_running_loop().time()
+        now = asyncio.get_running_loop().time()
         self._daemon.kill()
         await self._daemon.wait()
+        at = time.time()  # nothing of this run was sent later
         with suppress(TimeoutError):
             async with asyncio.timeout(GONE_S):
                 while self.simulator.connected:  # noqa: ASYNC110 (it is a provider, and gives no sign)
