@@ -132,8 +132,8 @@ async def test_ten_restarts_in_turn_leave_no_doubt_and_no_pause(stage: SetUp) ->
     road, other = await company(await stage(CAST, Faults.model_validate(TOLD)), "other")
     stopped, moved = [], []
     for number in range(5):
-        await fill(road, each=150, text=f"round {number}, hello")
         for leaving, staying in ((road, other), (other, road)):
+            await fill(road, each=100, text=f"round {number}, {leaving.operator}, hello")
             await on_the_wire(road, 40)
             began = time.monotonic()
             stopping = asyncio.create_task(leaving.stop())
