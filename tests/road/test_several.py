@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from dataclasses import replace
 from statistics import median
 from typing import TYPE_CHECKING
 
@@ -129,7 +130,8 @@ async def test_a_clean_stop_hands_over_and_a_newcomer_gets_its_share(stage: SetU
 @pytest.mark.timeout(900)
 async def test_ten_restarts_in_turn_leave_no_doubt_and_no_pause(stage: SetUp) -> None:
     """A rolling restart: one of two stops, and is started again while the other speaks for all; then the other."""
-    road, other = await company(await stage(CAST, Faults.model_validate(TOLD)), "other")
+    patient = replace(CAST, timeout_s=15.0)  # an answer that is merely slow is no doubt of ours
+    road, other = await company(await stage(patient, Faults.model_validate(TOLD)), "other")
     stopped, moved = [], []
     for number in range(5):
         for leaving, staying in ((road, other), (other, road)):
@@ -150,7 +152,11 @@ async def test_ten_restarts_in_turn_leave_no_doubt_and_no_pause(stage: SetUp) ->
     )
     assert max(stopped) <= 10
     assert found["sent"] == found["asked"]
-    assert found["lost"] == found["doubled"] == found["in_doubt"] == 0
+    doubts = await road.connection.fetch(
+        "SELECT reason, count(*) FROM outrider.attempt WHERE outcome IN ('uncertain', 'lost') GROUP BY 1"
+    )
+    assert [tuple(row) for row in doubts] == []
+    assert found["lost"] == found["doubled"] == 0
     assert found["too_fast"] == 0
 
 
