@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping, Sequence
 
     from daemon.core.receipt import Receipt
-    from daemon.provider import Dialect
 
 BODY_MAX = 64 * 1024  # bytes; a receipt has 600, an inbound message with ten media 8,000
 BODY_TIMEOUT_S = 5.0  # for the whole body: aiohttp bounds only the header phase
@@ -37,6 +36,27 @@ Kind: TypeAlias = Literal["receipt", "inbound"]
 Result: TypeAlias = Literal["kept", "empty", "stray", "forged", "too_big", "too_slow", "broken_off", "refused"]
 
 _UNSTORABLE = re.compile("[\x00\ud800-\udfff]")  # what Postgres refuses in a text; one such would spoil a whole commit
+
+
+class Reader(Protocol):
+    """The half of a dialect that is asked here (daemon.provider.Dialect)."""
+
+    @property
+    def name(self) -> str:
+        """The provider's name."""
+        ...
+
+    def receipts(self, callback: Callback) -> Sequence[Receipt] | Forged:
+        """The receipts in *callback*."""
+        ...
+
+    def inbound(self, callback: Callback) -> Inbound | Forged | None:
+        """The person's message in *callback*."""
+        ...
+
+    def reply(self) -> tuple[str, bytes]:
+        """Content type and body of the answer to that."""
+        ...
 
 
 class Book(Protocol):
@@ -64,7 +84,7 @@ class Callbacks:
 
     def __init__(
         self,
-        dialects: Mapping[str, Dialect],
+        dialects: Mapping[str, Reader],
         *,
         key: bytes,
         book: Book,
@@ -117,7 +137,7 @@ class Callbacks:
             await self._opt_out(message.recipient)
         await self._book.heard_from(provider, message)
 
-    def _dialect(self, request: web.Request) -> Dialect:
+    def _dialect(self, request: web.Request) -> Reader:
         dialect = self._dialects.get(request.match_info["provider"])
         if dialect is None:
             raise web.HTTPNotFound

@@ -201,6 +201,12 @@ class Desk:
             if len(self._cancellations) > CANCELED_MAX:
                 self.canceled.discard(self._cancellations.popleft())
 
+    def uncancel(self, id: UUID) -> None:
+        """An operator has replayed it: that is the later word."""
+        if id in self.canceled:
+            self.canceled.remove(id)
+            self._cancellations.remove(id)
+
     def text_of(self, body: str | None, name: str | None, variables: object) -> str:
         """What is sent. Empty when there is none: a template that is not known, or lacks a variable."""
         if name is None:

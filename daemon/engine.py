@@ -102,7 +102,7 @@ class Engine:
         self.leases = Leases(
             self.chores, owner=owner, groups=self._groups, digest=self._digest, journal=journal,
             reconcile=self.recovery.reconcile, tick=clock.tick, in_hand=self.outbox.holds, release=self.lanes.release,
-            exchange_s=max((gate.timeout_s for gate in gates.values()), default=0.0),
+            taken=self.announce, exchange_s=max((gate.timeout_s for gate in gates.values()), default=0.0),
         )  # fmt: skip
         desk.leases = self.leases
         self.courier = Courier(desk, self.router, journal, self.ledger)

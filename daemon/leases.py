@@ -68,6 +68,7 @@ class Leases:
         exchange_s: float,
         in_hand: Callable[[str], bool],
         release: Callable[[Sequence[str]], None],
+        taken: Callable[[], Awaitable[None]],
     ) -> None:
         self._line = line
         self._owner = owner
@@ -78,6 +79,7 @@ class Leases:
         self._tick = tick
         self._in_hand = in_hand
         self._release = release
+        self._taken = taken  # told at once: what earlier runs have left may be of no more use
         self._lease_s = max(LEASE_S, SPEAK_S + exchange_s + MARGIN_S)
         self._speak_s = self._lease_s - exchange_s - MARGIN_S
         self._epochs: dict[str, int] = {}
@@ -102,9 +104,12 @@ class Leases:
     async def run(self, stop: asyncio.Event) -> None:
         """Take, renew and give back until *stop*. Whatever has something in hand then is dropped by :meth:`drop`."""
         while not stop.is_set():
+            before = set(self._epochs)
             try:
                 await self._renew_if_due()
                 await self._take()
+                if self._epochs.keys() - before:
+                    await self._taken()
                 await self._leave()
             except DatabaseDown:
                 self._renew_at = 0.0

@@ -95,5 +95,8 @@ class Signals:
             case "opt_out", _, str():
                 tenant, _, recipient = what.rpartition(" ")
                 self._desk.opted_out.add((tenant, recipient))
+            case "replay", UUID(), _:
+                self._desk.uncancel(id)
+                self._woken()
             case "resume" | "replay", _, _:
                 self._woken()

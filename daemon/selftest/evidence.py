@@ -88,7 +88,7 @@ class Evidence:
     resent: frozenset[tuple[UUID, int]]  # attempts after which it was decided to send again
     kills: Sequence[Kill]
     on_the_wire: Sequence[frozenset[Sent]]  # for each kill: what was on the wire,
-    unproven: Sequence[frozenset[Sent]]  # and what may have been
+    unheard: Sequence[frozenset[Sent]]  # and what may have been read in the moment of death
     back_s: Sequence[float]  # from each start of the daemon to its first request
     connections: int
     stumbled: Mapping[str, int]
@@ -109,7 +109,7 @@ async def gather(scene: Scene, kills: Sequence[Kill], *, back_s: Sequence[float]
         resent=frozenset((row["id"], row["attempt"]) for row in await connection.fetch(RESENT)),
         kills=kills,
         on_the_wire=[_named(key, kill.on_the_wire) for kill in kills],
-        unproven=[_named(key, kill.unproven) for kill in kills],
+        unheard=[_named(key, kill.unheard) for kill in kills],
         back_s=back_s,
         connections=CONNECTIONS,
         stumbled=_stumbled(scene),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
+from statistics import median
 from typing import TYPE_CHECKING, TextIO
 
 import orjson
@@ -70,18 +71,30 @@ def result(report: Report, stream: TextIO) -> None:
         ("… with requests on the wire", report.busy_kills),
         ("requests on the wire, all kills", report.on_the_wire),
         ("in doubt after a kill", report.ambiguous),
+        ("… their answer just read, and not noted yet", sum(death.just_read for death in report.deaths)),
+        ("… and about to be written, never seen by the provider", sum(death.unarrived for death in report.deaths)),
         ("in doubt because an answer was lost", report.lost_answers),
         ("seconds from a start to its first request, typically", round(report.back_p50_s, 1)),
         ("… and at most", round(report.back_max_s, 1)),
         *((f"doubts ended by {way}", many) for way, many in report.resolved_by.items()),
     ]
     console.print(table(f"Counted after {report.seconds:.0f} s", ("what", "how many"), rows))
+    console.print(table("At one kill", ("what", "fewest", "typically", "most"), _at_one_kill(report)))
     for check in report.checks:
         mark, colour = ("✓", "green") if check.ok else ("✗", "bold red")
         console.print(Text(f"{mark} {check.name}{': ' * bool(check.detail)}{check.detail}", style=colour))
     if not report.ok:
         again = f"again with --seed {report.seed}; --keep DIR leaves all files for a look"
         console.print(Text(again, style="bold red"))
+
+
+def _at_one_kill(report: Report) -> list[tuple[str, float, float, float]]:
+    counts = {
+        "requests on the wire": [death.on_the_wire for death in report.deaths],
+        "in doubt afterwards": [death.ambiguous for death in report.deaths],
+        **{f"… ended by {way}": [death.resolved_by[way] for death in report.deaths] for way in report.resolved_by},
+    }
+    return [(what, min(many), median(many), max(many)) for what, many in counts.items() if many]
 
 
 def as_json(report: Report, stream: TextIO) -> None:

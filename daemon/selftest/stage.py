@@ -57,9 +57,6 @@ FAULTS = {
 }
 
 READY_S = 30.0
-# On the wire is what has no answer, or one younger than HEARD_S: the daemon needs a moment to read it and take note. On
-# a starved machine that takes longer: what nothing proves to have been heard NOTED_S ago counts, if it came in doubt.
-HEARD_S, NOTED_S = 0.05, 1.0
 GONE_S = 5.0  # until the provider has read what a dead daemon had written, and seen its connections close
 DSN_VARIABLE = "OUTRIDER_SELFTEST_DSN"  # an address may hold a password: it stands in no file
 HAS_SCHEMA = "SELECT EXISTS (SELECT FROM pg_catalog.pg_namespace WHERE nspname = 'outrider')"
@@ -69,8 +66,8 @@ class Kill(NamedTuple):
     """One death of the daemon, seen from the provider."""
 
     at: float  # wall clock
-    on_the_wire: frozenset[str]  # tokens of the requests
-    unproven: frozenset[str]  # and of those that may have been: nothing proves that their answer was heard
+    on_the_wire: frozenset[str]  # tokens of the requests: not answered, or the answer was never read
+    unheard: frozenset[str]  # and of those whose answer may have been read in the very moment of death: nothing says no
     sending: bool  # it was past its start
 
 
@@ -132,15 +129,15 @@ class Stage:
     async def kill_daemon(self, *, sending: bool) -> Kill:
         """``kill -9``. What was on the wire is counted when the provider has seen the last of it."""
         assert self._daemon is not None
-        at, now = time.time(), time.monotonic()
+        now = asyncio.get_running_loop().time()
         self._daemon.kill()
         await self._daemon.wait()
+        at = time.time()  # nothing of this run was sent later
         with suppress(TimeoutError):
             async with asyncio.timeout(GONE_S):
                 while self.simulator.connected:  # noqa: ASYNC110 (it is a provider, and gives no sign)
                     await asyncio.sleep(0.002)
-        on_the_wire = self.simulator.unanswered(now - HEARD_S) & self.simulator.unproven(now)
-        return Kill(at, frozenset(on_the_wire), frozenset(self.simulator.unproven(now - NOTED_S)), sending)
+        return Kill(at, frozenset(self.simulator.on_the_wire(now)), frozenset(self.simulator.unheard()), sending)
 
     async def stop_daemon(self) -> int:
         """Ask the daemon to end, and return its exit code."""

@@ -8,6 +8,7 @@ what the death before left open.
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from typing import TYPE_CHECKING
 
@@ -65,14 +66,13 @@ class Storm:
             sending = number % STARTING_EVERY != STARTING_AT
             if sending:
                 await self._stage.until_ready()
-                await self._tell(deaths)
                 await self._sending(began, self._dice.randint(1, max(1, fresh * 9 // 10)))
+                await self._tell(deaths)
             await asyncio.sleep(self._dice.uniform(0.0, AFTER_S if sending else START_S))
             deaths.append(await self._stage.kill_daemon(sending=sending))
         await self._insert(self._messages)
         await self._stage.start_daemon()
         await self._stage.until_ready()
-        await self._tell(deaths)
         return deaths
 
     async def settle(self) -> None:
@@ -102,7 +102,7 @@ class Storm:
         await self._until(lambda: simulator.ledger.accepted > before, deadline)
         self.back_s.append(time.monotonic() - began)
         await self._until(lambda: simulator.ledger.accepted >= before + requests, deadline)
-        await self._until(lambda: bool(simulator.unanswered(time.monotonic())), deadline)
+        await self._until(lambda: bool(simulator.on_the_wire(math.inf)), deadline)
 
     async def _until(self, reached: Callable[[], bool], deadline: float) -> None:
         while not reached() and time.monotonic() < deadline:
@@ -118,6 +118,6 @@ class Storm:
             kill, since = deaths[number], deaths[number - 1].at if number else 0.0
             doubts = {seal(key, row["id"], row["attempt"]) for row in await connection.fetch(DOUBTS, since, kill.at)}
             # What the provider saw, and what had a connection in hand and never reached it.
-            on_the_wire = kill.on_the_wire | (doubts & kill.unproven) | (doubts - self._arrived)
+            on_the_wire = kill.on_the_wire | (doubts & kill.unheard) | (doubts - self._arrived)
             self._progress.killed(number + 1, len(on_the_wire), len(doubts), sending=kill.sending)
         self._told = len(deaths)

@@ -39,7 +39,11 @@ class Death:
 
     on_the_wire: int
     ambiguous: int
+    just_read: (
+        int  # of those in doubt: their answer had just been read, in the turn of its loop in which the daemon died
+    )
     unarrived: int  # of those in doubt: had a connection in hand, and the provider never saw them
+    resolved_by: Mapping[str, int]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,6 +111,9 @@ class Report:
             "unsent": dict(self.unsent),
             "back_s": {"p50": round(self.back_p50_s, 2), "max": round(self.back_max_s, 2)},
             "by_kill": [[death.on_the_wire, death.ambiguous] for death in self.deaths],
+            "by_kill_resolved_by": [dict(death.resolved_by) for death in self.deaths],
+            "just_read": sum(death.just_read for death in self.deaths),
+            "unarrived": sum(death.unarrived for death in self.deaths),
             "checks": [{"name": check.name, "ok": check.ok, "detail": check.detail} for check in self.checks],
             "seed": self.seed,
             "seconds": round(self.seconds, 1),
@@ -126,7 +133,6 @@ def judge(seen: Evidence, *, seed: int, seconds: float) -> Report:
     doubled = [id for id, numbers in attempts.items() if len(numbers) > 1]
     unexplained = [id for id in doubled if not _explained(id, attempts[id], seen)]
     deaths, unfounded = _deaths(seen)
-    ways = Counter(_way(one) for one in seen.doubts)
     return Report(
         messages=len(seen.asked),
         accepted=len(seen.sent),
@@ -135,7 +141,7 @@ def judge(seen: Evidence, *, seed: int, seconds: float) -> Report:
         duplicates=len(doubled),
         unexplained=len(unexplained),
         lost_answers=sum(not one.reason.startswith(DIED) for one in seen.doubts),
-        resolved_by={way: ways[way] for way in WAYS},
+        resolved_by=_counted(seen.doubts),
         deaths=deaths,
         back_s=seen.back_s,
         checks=list(_checks(seen, deaths, lost=lost, unexplained=unexplained, unfounded=unfounded)),
@@ -191,16 +197,25 @@ def _explained(id: UUID, numbers: Sequence[int], seen: Evidence) -> bool:
 
 def _deaths(seen: Evidence) -> tuple[list[Death], list[UUID]]:
     """Each kill with its doubts, and the doubts without a cause."""
-    doubts: list[set[Sent]] = [set() for _ in seen.kills]
+    raised: list[list[Doubt]] = [[] for _ in seen.kills]
     for one in seen.doubts:
         if seen.kills and one.reason.startswith(DIED):
-            doubts[_kill_of(one, seen)].add(Sent(one.id, one.attempt))
+            raised[_kill_of(one, seen)].append(one)
     arrived, deaths, unfounded = set(seen.sent), [], []
-    for seen_there, unproven, mine in zip(seen.on_the_wire, seen.unproven, doubts, strict=True):
-        # What the provider saw, and what had a connection in hand and never reached it.
-        wire = seen_there | (mine & unproven) | (mine - arrived)
-        deaths.append(Death(on_the_wire=len(wire), ambiguous=len(mine), unarrived=len(mine - arrived)))
-        unfounded += [id for id, _ in mine - wire]
+    for on_the_wire, unheard, doubts in zip(seen.on_the_wire, seen.unheard, raised, strict=True):
+        mine = {Sent(one.id, one.attempt) for one in doubts}
+        beyond = mine - on_the_wire
+        just_read, unarrived = beyond & unheard, beyond - unheard - arrived
+        deaths.append(
+            Death(
+                on_the_wire=len(on_the_wire | just_read | unarrived),
+                ambiguous=len(mine),
+                just_read=len(just_read),
+                unarrived=len(unarrived),
+                resolved_by=_counted(doubts),
+            )
+        )
+        unfounded += [id for id, _ in beyond - just_read - unarrived]
     return deaths, unfounded
 
 
@@ -208,9 +223,18 @@ def _kill_of(one: Doubt, seen: Evidence) -> int:
     """The first kill that found it on the wire; where none did, the first after its request."""
     here = Sent(one.id, one.attempt)
     return next(
-        (number for number, wire in enumerate(seen.unproven) if here in wire),
+        (
+            n
+            for n, (wire, unheard) in enumerate(zip(seen.on_the_wire, seen.unheard, strict=True))
+            if here in wire | unheard
+        ),
         next((number for number, kill in enumerate(seen.kills) if one.at <= kill.at), len(seen.kills) - 1),
     )
+
+
+def _counted(doubts: Iterable[Doubt]) -> dict[str, int]:
+    ways = Counter(_way(one) for one in doubts)
+    return {way: ways[way] for way in WAYS}
 
 
 def _way(one: Doubt) -> str | None:

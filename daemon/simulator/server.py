@@ -18,7 +18,7 @@ from daemon.simulator.faults import Faults, FaultsError, Outage, Trouble, read_f
 from daemon.simulator.ledger import Ledger
 from daemon.simulator.receipts import Postman
 from daemon.simulator.settings import Settings
-from daemon.simulator.wire import Answer, Conversation, Request
+from daemon.simulator.wire import Answer, Conversation, Party, Request
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Mapping
@@ -45,7 +45,7 @@ class Simulator:
         self.faults_error: str | None = None  # why the faults file, as it stands, is not in force
         self._faults = faults or Faults()
         self._stamp: tuple[int, int] | None = None  # of the faults file as last read
-        self._party: set[Conversation] = set()
+        self._party = Party()
         self._chores: set[asyncio.Task[None]] = set()
         self._listener: asyncio.Server | None = None
         self._port = self.settings.port
@@ -86,21 +86,31 @@ class Simulator:
     @property
     def connected(self) -> int:
         """How many connections are open."""
-        return sum(talk.open for talk in self._party)
+        return sum(talk.ended_at is None for talk in self._party)
 
-    def unanswered(self, at: float) -> set[str]:
+    def on_the_wire(self, at: float) -> set[str]:
         """
-        Tokens of the creates that had no answer at *at*, a moment of the monotonic clock.
+        Tokens of the creates that were on the wire at *at*, a moment of the loop's clock.
 
-        The last two of each connection are known, for some seconds after its end.
+        They had no answer yet, or one that was never read: the end of a connection tells, and is remembered a while.
         """
-        asked = (one for talk in self._party for one in (talk.asked, talk.before))
-        return {one.token for one in asked if one.token and (one.answered_at is None or one.answered_at >= at)}
+        return {
+            talk.asked.token
+            for talk in self._party
+            if talk.ended_at is None or talk.ended_at >= at
+            if talk.asked.answered_at is None or talk.asked.answered_at >= at or talk.unread
+        } - {""}
 
-    def unproven(self, at: float) -> set[str]:
-        """Tokens of the creates whose answer may not have been heard by *at*: no other request came after them."""
-        last = {talk.asked.token for talk in self._party}
-        return (last | {talk.before.token for talk in self._party if talk.asked.at >= at}) - {""}
+    def unheard(self) -> set[str]:
+        """
+        Tokens of the creates of which nothing proves that their answer was heard.
+
+        Two things prove it, if all are of one client that reads whatever lies there before it writes again: another
+        request on the same connection, and one on any connection whose last answer left after this one.
+        """
+        heard = max((talk.heard for talk in self._party), default=-1)
+        last = [talk.asked for talk in self._party]
+        return {one.token for one in last if one.answered_at is None or one.turn > heard - 2} - {""}
 
     async def __aenter__(self) -> Self:
         if self.settings.faults is not None:

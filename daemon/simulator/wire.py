@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import socket
 import struct
-import time
 from dataclasses import dataclass
 from functools import lru_cache
 from http import HTTPStatus
@@ -23,7 +22,7 @@ if TYPE_CHECKING:
 HEAD_MAX = 16 * 1024
 BODY_MAX = 256 * 1024
 
-LINGER_S = 5.0  # how long an ended conversation is still remembered
+LINGER_S = 15.0  # how long an ended conversation is still remembered
 
 _RESET = struct.pack("ii", 1, 0)  # SO_LINGER on, for no time: close with RST
 _REASONS = {status.value: status.phrase for status in HTTPStatus}
@@ -99,22 +98,48 @@ def read_head(head: bytes) -> tuple[str, str, Mapping[bytes, bytes], int]:
 
 @dataclass(slots=True)
 class Asked:
-    """One request as it came, on the monotonic clock."""
+    """One request, and when it was answered or nobody waited any more."""
 
-    token: str  # of a create; other requests have none
-    at: float
-    answered_at: float | None = None  # when it was answered, or nobody waited any more
+    token: str = ""  # of a create; other requests have none
+    answered_at: float | None = None  # on the loop's clock
+    turn: int = 0  # as the party counts them
+
+
+class Party(set["Conversation"]):
+    """
+    All conversations that are open, or were a moment ago, and the turns in which they are answered.
+
+    What is written in one turn of the loop leaves at its end, in any order, and on a starved machine not at once. A
+    turn as counted here may be two halves of the loop's; what was answered two of them earlier has left earlier.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._turn = 0
+        self._turning = False
+
+    def turn(self) -> int:
+        """The number of this turn."""
+        if not self._turning:
+            self._turning = True
+            asyncio.get_running_loop().call_soon(self._next)
+        return self._turn
+
+    def _next(self) -> None:
+        self._turn += 1
+        self._turning = False
 
 
 class Conversation(asyncio.Protocol):
     """One client's connection: answers one request at a time, in order, whenever the answer comes."""
 
-    def __init__(self, serve: Callable[[Request, Conversation], None], party: set[Conversation]) -> None:
-        self.asked = Asked("", 0.0)
-        self.before = Asked("", 0.0)
-        self.open = True
+    def __init__(self, serve: Callable[[Request, Conversation], None], party: Party) -> None:
+        self.asked = Asked()
+        self.heard = -1  # the turn of the last answer that was certainly heard: something was asked since
+        self.ended_at: float | None = None
+        self.unread = False  # it ended with bytes of ours that nobody had read
         self._serve = serve
-        self._party = party  # all conversations open a moment ago; we enter and leave it ourselves
+        self._party = party  # we enter and leave it ourselves
         self._inbox = b""
         self._busy = False  # a request is being answered
         self._reading = False  # _read is on the stack
@@ -127,7 +152,8 @@ class Conversation(asyncio.Protocol):
         self._room.set()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self.open = False
+        self.ended_at = asyncio.get_running_loop().time()
+        self.unread = isinstance(exc, ConnectionResetError)  # so the kernel says it, when a process dies or closes
         self._answered()
         asyncio.get_running_loop().call_later(LINGER_S, self._party.discard, self)
         self._room.set()
@@ -177,11 +203,13 @@ class Conversation(asyncio.Protocol):
 
     def take(self, token: str) -> None:
         """The request in hand is the create *token*, or none."""
-        self.before, self.asked = self.asked, Asked(token, time.monotonic())
+        if self.asked.answered_at is not None:
+            self.heard = self.asked.turn
+        self.asked = Asked(token)
 
     def _answered(self) -> None:
         if self.asked.answered_at is None:
-            self.asked.answered_at = time.monotonic()
+            self.asked.answered_at, self.asked.turn = asyncio.get_running_loop().time(), self._party.turn()
 
     def _read(self) -> None:
         if self._reading:

@@ -1,6 +1,9 @@
 """
 Outrider with a bomb in it: ``python -m tests.road.points C4:3 run --config FILE`` kills itself the third time it comes to point C4.
 
+Without arguments it is a nest: everything is loaded once, and for each line of its input, ``["C4:3", "run", ...]``, such a
+process leaves it by a fork, and how that ended is told on a line: fifty deaths cost one start of Python, not fifty.
+
 Nothing of this is in the daemon, and nothing of the daemon is replaced: a point is a method of one of its parts, and
 death comes before it, after it, or while Postgres is at it. A method that is gone fails here, loudly.
 """
@@ -8,6 +11,7 @@ death comes before it, after it, or while Postgres is at it. A method that is go
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import signal
 import sys
@@ -16,6 +20,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import asyncpg
 
+import daemon.app
+import daemon.cli.dead
+import daemon.cli.serve  # noqa: F401 (all of it, before anything leaves the nest)
 from daemon.__main__ import main
 from daemon.database import Line
 from daemon.journal import Journal
@@ -120,7 +127,26 @@ def die() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-if __name__ == "__main__":
-    name, _, times = sys.argv.pop(1).partition(":")
-    Bomb(POINTS[name], int(times or 1)).plant()
+def bombed(bomb: str, *arguments: str) -> None:
+    """The command line, with *bomb* in it: ``POINT`` or ``POINT:TIMES``; without one if that is empty."""
+    name, _, times = bomb.partition(":")
+    if name:
+        Bomb(POINTS[name], int(times or 1)).plant()
+    sys.argv[1:] = arguments
     main()
+
+
+def nest() -> None:
+    """Let out one after the other; each has a minute to die in."""
+    for line in sys.stdin:
+        child = os.fork()
+        if not child:
+            signal.alarm(60)
+            os.dup2(2, 1)  # the answers of the nest are not mixed with what it says
+            os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+            bombed(*json.loads(line))
+        print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+
+
+if __name__ == "__main__":
+    bombed(*sys.argv[1:]) if sys.argv[1:] else nest()

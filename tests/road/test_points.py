@@ -6,18 +6,21 @@ import asyncio
 import os
 import random
 import sys
-from typing import TYPE_CHECKING
+import time
+from collections import Counter
+from typing import TYPE_CHECKING, Self
 
+import asyncpg
+import orjson
 import pytest
 
 from daemon.selftest import evidence, verdict
+from daemon.selftest.stage import Kill
 from daemon.simulator import AUTH_TOKEN, Faults
 from tests.road.stage import Cast
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
-
-    import asyncpg
 
     from daemon.selftest.verdict import Report
     from tests.road.stage import Stage
@@ -155,6 +158,57 @@ async def test_a_replay_of_many_is_taken_up_where_it_died(
     assert await connection.fetchval("SELECT count(*) FROM outrider.outcome") == 0
 
 
+class Nest:
+    """Deaths at points, one after the other, and what each left on the wire (``points.py`` says why a nest)."""
+
+    def __init__(self, road: Stage) -> None:
+        self.road = road
+        self.config = str(road.write_config())
+        self.deaths: list[Kill] = []
+        self._began = time.monotonic()
+        self._process: asyncio.subprocess.Process
+
+    async def __aenter__(self) -> Self:
+        with self.road.log.open("ab") as out:
+            self._process = await asyncio.create_subprocess_exec(
+                sys.executable, *BOMBED, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=out,
+                env={**os.environ, "SIMULATOR_TOKEN": AUTH_TOKEN},
+            )  # fmt: skip
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        await self._process.wait()
+
+    async def run(self, bomb: str, *arguments: str) -> int:
+        """Run the command line with *bomb* in it; its exit code."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write(orjson.dumps([bomb, *arguments, "--config", self.config]) + b"\n")
+        return int(await self._process.stdout.readline())
+
+    async def dies(self, point: str, *, times: int = 1) -> None:
+        """Run the daemon until it dies at *point*."""
+        simulator = self.road.simulator
+        assert await self.run(f"{point}:{times}", "run") == -9, self.road.log.read_text()[-2000:]
+        at, now = time.time(), asyncio.get_running_loop().time()
+        while simulator.connected:
+            await asyncio.sleep(0.002)
+        wire = frozenset(simulator.on_the_wire(now))
+        self.deaths.append(Kill(at=at, on_the_wire=wire, unheard=frozenset(simulator.unheard()), sending=True))
+
+    async def survived(self, point: str, *, duplicates: int = 0) -> Report:
+        """The judgement over all of it, after a daemon without a bomb has done the rest. Prints the figures."""
+        seen = await evidence.gather(self.road, self.deaths, back_s=[], exit_code=await self.road.stop())
+        report = verdict.judge(seen, seed=0, seconds=time.monotonic() - self._began)
+        assert [f"{check.name}: {check.detail}" for check in report.checks if not check.ok] == []
+        assert report.duplicates == duplicates
+        figures = {"deaths": len(report.deaths), "on the wire": report.on_the_wire, "in doubt": report.ambiguous}
+        print(point, figures, report.resolved_by, f"lost {report.lost}, doubled {duplicates}, {report.seconds:.0f} s")
+        return report
+
+
 @pytest.mark.long
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("point", TABLE)
@@ -163,10 +217,131 @@ async def test_fifty_deaths_at_one_point(stage: SetUp, point: str) -> None:
     cast = Cast(senders=QUICK, services={"otp": list(QUICK)}, intents=IMPATIENT)
     road = await stage(cast, Faults.model_validate(HONEST))
     await road.insert(600, service="otp", intent="otp")  # to as many people: a list shows the last 20 to each
-    for _ in range(50):
-        await dies(road, point, times=dice.randint(1, OFTEN.get(point, 2)))
-    report = await survives(road, until="SELECT true")  # a receipt that finds nobody for 8 s is not told again
-    print(point, {"doubts": await doubts(road)}, report.resolved_by)
+    async with Nest(road) as nest:
+        for _ in range(50):
+            await nest.dies(point, times=dice.randint(1, OFTEN.get(point, 2)))
+        await road.start()
+        await road.quiet()  # a receipt that finds nobody for 8 s is not told again
+        report = await nest.survived(point)
     assert report.accepted == 600
     if TABLE[point]:
-        assert await doubts(road) >= 50
+        assert report.ambiguous >= 50
+
+
+@pytest.mark.long
+@pytest.mark.timeout(600)
+async def test_fifty_inserts_that_are_never_committed(stage: SetUp) -> None:
+    road = await stage(Cast(senders=QUICK, services={"otp": list(QUICK)}), Faults.model_validate(HONEST))
+    await road.start()
+    ours = road.connection
+    for number in range(50):  # C0
+        road.connection = await asyncpg.connect(road.dsn)
+        transaction = road.connection.transaction()
+        await transaction.start()
+        await road.insert(20, service="otp", intent="otp", body="never")
+        if number % 2:
+            await transaction.rollback()
+        road.connection.terminate()
+        road.connection = ours
+        await road.insert(2, service="otp", intent="otp", body=f"ever {number}")
+    await road.until(DELIVERED)
+    assert road.simulator.ledger.accepted == await ours.fetchval("SELECT count(*) FROM outrider.outbox") == 100
+
+
+@pytest.mark.long
+@pytest.mark.timeout(600)
+async def test_fifty_deaths_while_others_are_judged(stage: SetUp) -> None:
+    dice = random.Random("R")
+    cast = Cast(senders=QUICK, services={"otp": list(QUICK)}, intents=IMPATIENT)
+    road = await stage(cast, Faults.model_validate(HONEST))
+    await road.insert(600, service="otp", intent="otp")
+    async with Nest(road) as nest:
+        for _ in range(50):
+            await nest.dies("C5", times=dice.randint(1, 8))
+            await nest.dies("R")
+        await road.start()
+        await road.quiet()
+        report = await nest.survived("R")
+    assert report.accepted == 600
+    assert report.ambiguous >= 50
+
+
+async def doubtful(road: Stage, nest: Nest, *, intent: str) -> int:
+    """One death with many on the wire; how many are in doubt."""
+    await road.insert(150, service="otp", intent=intent)
+    await nest.dies("C5", times=60)
+    await nest.dies("R")  # what is on the wire is known to be in doubt from here on
+    return len(await road.connection.fetch("SELECT FROM outrider.queue WHERE state = 'unknown'"))
+
+
+async def come_due(road: Stage) -> None:
+    """The next look at each doubt is now, in any order: nobody waits 20 s fifty times."""
+    await road.connection.execute(
+        "UPDATE outrider.queue SET due_at = clock_timestamp() - random() * interval '1 second' WHERE state = 'unknown'"
+    )
+
+
+ON_THE_WIRE = {"latency": {"kind": "fixed", "ms": 5_000}, "receipts": {"enabled": False}}
+
+
+@pytest.mark.long
+@pytest.mark.timeout(600)
+async def test_fifty_deaths_between_a_decision_and_its_story(stage: SetUp) -> None:
+    cast = Cast(senders=QUICK, services={"otp": list(QUICK)}, intents=IMPATIENT)
+    road = await stage(cast, Faults.model_validate(ON_THE_WIRE | {"list_lag_ms": 3_600_000}))
+    async with Nest(road) as nest:
+        assert await doubtful(road, nest, intent="otp") > 50
+        road.simulator.faults = Faults.model_validate(SILENT | {"list_lag_ms": 3_600_000})
+        for _ in range(50):
+            await come_due(road)
+            await nest.dies("D")
+        await road.start()
+        await road.quiet()
+        sent = Counter(len(attempts) for attempts in (await road.sent()).values())
+        report = await nest.survived("D", duplicates=150 - sent[1])
+    assert report.duplicates >= 50
+    assert report.unexplained == 0
+
+
+@pytest.mark.long
+@pytest.mark.timeout(600)
+async def test_fifty_deaths_between_evidence_and_its_effect(stage: SetUp) -> None:
+    cast = Cast(senders=QUICK, services={"otp": list(QUICK)})
+    road = await stage(cast, Faults.model_validate(ON_THE_WIRE))
+    async with Nest(road) as nest:
+        assert await doubtful(road, nest, intent="delivery") > 50
+        road.simulator.faults = Faults.model_validate(SILENT)
+        for _ in range(50):
+            await come_due(road)
+            await nest.dies("E")
+        await come_due(road)
+        await road.start()
+        await road.quiet()
+        report = await nest.survived("E")
+    assert report.accepted == 150
+    assert report.resolved_by["policy"] == 0
+
+
+@pytest.mark.long
+@pytest.mark.timeout(600)
+async def test_fifty_replays_that_die_half_done(stage: SetUp) -> None:
+    dice = random.Random("C12")
+    road = await stage(Cast(senders=SLOW, services={"otp": list(SLOW)}))
+    await road.insert(1_200, service="otp", intent="otp")
+    replay = ("dead", "replay", "--reason", "parked", "--limit", "2000")
+    async with Nest(road) as nest:
+        for number in range(1, 51):
+            async with road.connection.transaction():
+                await road.connection.execute("DELETE FROM outrider.queue")
+                await road.connection.execute(
+                    "INSERT INTO outrider.outcome (id, status, rank, attempts, reason)"
+                    " SELECT id, 'dead', 5, 1, 'parked' FROM outrider.outbox"
+                )
+            times = dice.randint(1, 3)
+            assert await nest.run(f"C12:{times}", *replay) == -9
+            assert await road.connection.fetchval("SELECT count(*) FROM outrider.queue") == min(500 * times, 1_200)
+            assert await nest.run("", *replay) == 0
+            assert await road.connection.fetchval("SELECT count(*) FROM outrider.queue") == 1_200
+            assert await road.connection.fetchval("SELECT count(*) FROM outrider.outcome") == 0
+            told = await road.connection.fetchval("SELECT count(*) FROM outrider.signal WHERE kind = 'replay'")
+            assert told == 3 * number

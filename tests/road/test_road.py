@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import math
+import random
+import time
 from collections import Counter
+from statistics import median
 from typing import TYPE_CHECKING
 
 import orjson
@@ -124,6 +128,57 @@ async def test_a_stopping_daemon_gives_back_what_it_has_not_sent(stage: SetUp) -
     await road.quiet()
     assert all(len(attempts) == 1 for attempts in (await road.sent()).values())
     assert len(await road.sent()) == 50
+
+
+@pytest.mark.long
+@pytest.mark.timeout(1_200)
+async def test_fifty_stops_under_load_leave_no_doubt_and_no_row_behind(stage: SetUp) -> None:
+    """SIGTERM with requests on the wire, messages waiting for their turn and more in the queue."""
+    dice = random.Random("stops")
+    quick = {f"+1555010{number:04}": 50 for number in range(4)}
+    cast = Cast(
+        senders={**quick, "+15550200001": 2},
+        services={"quick": list(quick), "slow": ["+15550200001"]},
+        intents={"delivery": {"on_ambiguous": "resend"}},
+    )
+    wire = {"latency": {"kind": "uniform", "from_ms": 20, "to_ms": 400}}
+    road = await stage(cast, Faults.model_validate(wire | PROMPT.model_dump(include={"receipts"})))
+    ledger, connection = road.simulator.ledger, road.connection
+    stopped, resumed, busy = [], [], 0
+    await road.insert(300, service="slow", intent="marketing")
+    for number in range(50):
+        await road.insert(150, service="quick", intent="delivery", body=f"Hello {number}")
+        before = ledger.accepted
+        await road.start()
+        ready = time.monotonic()
+        while ledger.accepted == before:
+            await asyncio.sleep(0.002)
+        resumed.append(time.monotonic() - ready)
+        await asyncio.sleep(dice.uniform(0.0, 0.5))
+        busy += bool(road.simulator.on_the_wire(math.inf))
+        began = time.monotonic()
+        assert await road.stop() == 0
+        stopped.append(time.monotonic() - began)
+        assert await connection.fetchval("SELECT count(*) FROM outrider.claim") == 0
+        left = await connection.fetch("SELECT DISTINCT state, due_at <= clock_timestamp() AS due FROM outrider.queue")
+        assert {tuple(row) for row in left} == {("ready", True)}
+    await connection.execute("DELETE FROM outrider.queue WHERE lane = 'slow'")  # two minutes of it are left
+    await road.start()
+    await road.quiet()
+    sent = await road.sent()
+    print(
+        f"exit after {median(stopped):.2f} s, at most {max(stopped):.2f}; {busy} of 50 with requests on the wire; first"
+        f" request {median(resumed):.2f} s after ready, at most {max(resumed):.2f}; {len(sent)} sent"
+    )
+    assert max(stopped) <= 10
+    assert max(resumed) <= 2
+    assert busy >= 40
+    assert (
+        await connection.fetchval("SELECT count(*) FROM outrider.attempt WHERE outcome IN ('uncertain', 'lost')") == 0
+    )
+    assert all(len(attempts) == 1 for attempts in sent.values())
+    asked = await connection.fetch("SELECT id FROM outrider.outbox WHERE service = 'quick'")
+    assert {row["id"] for row in asked} <= set(sent)
 
 
 async def test_a_reload_takes_up_a_new_service(stage: SetUp) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
+from dataclasses import replace
+from statistics import median
 from typing import TYPE_CHECKING
 
 import pytest
@@ -121,6 +123,40 @@ async def test_a_clean_stop_hands_over_and_a_newcomer_gets_its_share(stage: SetU
     found = await judge(road)
     assert found["sent"] == found["asked"]
     assert found["lost"] == found["doubled"] == found["in_doubt"] == 0
+    assert found["too_fast"] == 0
+
+
+@pytest.mark.long
+@pytest.mark.timeout(900)
+async def test_ten_restarts_in_turn_leave_no_doubt_and_no_pause(stage: SetUp) -> None:
+    """A rolling restart: one of two stops, and is started again while the other speaks for all; then the other."""
+    patient = replace(CAST, timeout_s=15.0)  # an answer that is merely slow is no doubt of ours
+    road, other = await company(await stage(patient, Faults.model_validate(TOLD)), "other")
+    stopped, moved = [], []
+    for number in range(5):
+        for leaving, staying in ((road, other), (other, road)):
+            await fill(road, each=100, text=f"round {number}, {leaving.operator}, hello")
+            await on_the_wire(road, 40)
+            began = time.monotonic()
+            stopping = asyncio.create_task(leaving.stop())
+            moved.append(await until(lambda staying=staying: all_with(staying), within_s=10))  # type: ignore[misc]
+            assert await stopping == 0
+            stopped.append(time.monotonic() - began)
+            await on_the_wire(road, 20)  # the other goes on with all of it
+            await leaving.start()
+            await until(lambda: shared(road, other), within_s=15)
+    await other.quiet(within_s=120)
+    found = await judge(road)
+    print(
+        f"exit within {max(stopped):.2f} s; all with the other {median(moved):.2f} s after SIGTERM, at most {max(moved):.2f}"
+    )
+    assert max(stopped) <= 10
+    assert found["sent"] == found["asked"]
+    doubts = await road.connection.fetch(
+        "SELECT reason, count(*) FROM outrider.attempt WHERE outcome IN ('uncertain', 'lost') GROUP BY 1"
+    )
+    assert [tuple(row) for row in doubts] == []
+    assert found["lost"] == found["doubled"] == 0
     assert found["too_fast"] == 0
 
 

@@ -31,9 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping, Sequence
 
     from daemon.callbacks import Book
-    from daemon.core.message import Attempt, Message
-    from daemon.core.outcome import Outcome
-    from daemon.provider import Callback, Finding, LastWord, Request, Response
+    from daemon.provider import Callback
 
 KEY = b"our own key, 32 bytes of it, yes"
 SECRET = b"the provider's secret"
@@ -46,25 +44,6 @@ class Plain:
     """A dialect of few words: JSON, signed with HMAC over target and raw body in X-Signature."""
 
     name = "plain"
-    idempotent = False
-
-    def ask(self, message: Message, sender: str, callback_url: str, validity_s: float | None) -> Request:
-        raise NotImplementedError
-
-    def hear(self, response: Response) -> Outcome:
-        raise NotImplementedError
-
-    def find(self, attempt: Attempt) -> Request | None:
-        return None
-
-    def found(self, attempt: Attempt, response: Response) -> Finding:
-        raise NotImplementedError
-
-    def fetch(self, reference: str) -> Request | None:
-        return None
-
-    def fetched(self, reference: str, response: Response) -> LastWord:
-        raise AssertionError("never asked")
 
     def receipts(self, callback: Callback) -> Sequence[Receipt] | Forged:
         if not self._signed(callback):

@@ -450,7 +450,7 @@ async def test_a_lease_is_long_enough_for_the_slowest_exchange(house: House, con
         made.leases.__init__(  # type: ignore[misc]  # as with timeout_s = 120
             made.chores, owner=made.owner, groups=made._groups, digest=made._digest, journal=made.journal,
             reconcile=made.recovery.reconcile, tick=made._clock.tick, exchange_s=120.0, in_hand=made.outbox.holds,
-            release=made.lanes.release,
+            release=made.lanes.release, taken=made.announce,
         )  # fmt: skip
         await made.leases._take()
         assert made.leases.may_write(US)
@@ -521,6 +521,23 @@ async def test_the_dispatch_log_tells_what_a_dead_daemon_had_in_hand(house: Hous
         # Once its open claims are judged, the old log may go.
         await again.announce()
         assert len(list((again.journal._folder).glob("*.log"))) == 1
+
+
+async def test_what_earlier_runs_have_left_is_forgotten_once_it_is_judged(house: House, connection: Connection) -> None:
+    await insert(connection, 4)
+    owner, stop = uuid4(), asyncio.Event()
+    for _ in range(3):  # deaths so early that nothing is told yet: every one leaves a file, to be read by the next
+        async with house(owner=owner) as made:
+            await made.leases._take()
+            (one,) = await claimed(made, room=1)
+            sent(made, one)
+    async with house(owner=owner) as again:
+        files = again.journal._folder
+        assert len(list(files.glob("*.log"))) == 4
+        running = asyncio.create_task(again.leases.run(stop))
+        await until(lambda: bool(again.leases.held) and len(list(files.glob("*.log"))) == 1)
+        stop.set()
+        await running
 
 
 async def test_without_the_dead_daemons_log_all_of_it_is_in_doubt(house: House, connection: Connection) -> None:

@@ -45,9 +45,9 @@ GOOD = Evidence(
     strangers=0,
     doubts=[DOUBT],
     resent=frozenset(),
-    kills=[Kill(at=11.0, on_the_wire=frozenset(), unproven=frozenset(), sending=True)],
+    kills=[Kill(at=11.0, on_the_wire=frozenset(), unheard=frozenset(), sending=True)],
     on_the_wire=[frozenset({Sent(B, 1)})],
-    unproven=[frozenset({Sent(B, 1)})],
+    unheard=[frozenset({Sent(B, 1)})],
     back_s=[1.0],
     connections=2,
     stumbled={},
@@ -113,30 +113,35 @@ class TestDuplicates:
 
 class TestDoubts:
     def test_one_whose_answer_was_heard_before_the_kill_is_unfounded(self) -> None:
-        seen = replace(GOOD, on_the_wire=[frozenset()], unproven=[frozenset()])
+        seen = replace(GOOD, on_the_wire=[frozenset()], unheard=[frozenset()])
         assert broken(seen) == ["only what was on the wire came in doubt"]
         assert judged(seen).on_the_wire == 0
 
-    def test_one_whose_answer_nothing_proves_to_be_heard_was_on_the_wire(self) -> None:
+    def test_one_whose_answer_was_just_being_read_was_on_the_wire(self) -> None:
         seen = replace(GOOD, on_the_wire=[frozenset()])
         assert broken(seen) == []
-        assert judged(seen).on_the_wire == 1
+        assert judged(seen).on_the_wire == judged(seen).deaths[0].just_read == 1
 
     def test_one_that_never_reached_the_provider_was_on_its_way(self) -> None:
-        seen = replace(GOOD, sent=[Sent(A, 1), Sent(B, 2)], on_the_wire=[frozenset()], unproven=[frozenset()])
+        seen = replace(GOOD, sent=[Sent(A, 1), Sent(B, 2)], on_the_wire=[frozenset()], unheard=[frozenset()])
         assert broken(seen) == []
-        assert judged(seen).on_the_wire == 1
+        assert judged(seen).on_the_wire == judged(seen).deaths[0].unarrived == 1
+
+    def test_one_that_the_provider_saw_and_did_not_take_arrived(self) -> None:
+        assert judged(replace(GOOD, sent=[Sent(A, 1), Sent(B, 2)])).deaths[0].unarrived == 0
 
     def test_more_that_never_arrived_than_there_are_connections(self) -> None:
-        seen = replace(GOOD, sent=[Sent(A, 1), Sent(B, 2)], on_the_wire=[frozenset()], unproven=[frozenset()])
+        seen = replace(GOOD, sent=[Sent(A, 1), Sent(B, 2)], on_the_wire=[frozenset()], unheard=[frozenset()])
         assert broken(replace(seen, connections=1)) == []
         assert broken(replace(seen, connections=0)) == ["what came in doubt and never arrived had a connection in hand"]
 
     def test_each_belongs_to_the_kill_that_found_it_on_the_wire(self) -> None:
-        kills = [Kill(at=at, on_the_wire=frozenset(), unproven=frozenset(), sending=True) for at in (9.0, 9.9, 12.0)]
+        kills = [Kill(at=at, on_the_wire=frozenset(), unheard=frozenset(), sending=True) for at in (9.0, 9.9, 12.0)]
         wire = [frozenset(), frozenset({Sent(B, 1)}), frozenset[Sent]()]
-        seen = replace(GOOD, kills=kills, on_the_wire=wire, unproven=wire)
-        assert [death.ambiguous for death in judged(seen).deaths] == [0, 1, 0]
+        seen = replace(GOOD, kills=kills, on_the_wire=wire, unheard=[frozenset()] * 3)
+        report = judged(seen)
+        assert [death.ambiguous for death in report.deaths] == [0, 1, 0]
+        assert report.deaths[1].resolved_by == {"receipt": 1, "query": 0, "policy": 0}
         assert broken(seen) == []
 
     def test_one_without_an_end_is_seen(self) -> None:

@@ -17,7 +17,7 @@ from daemon.cli.overview import Overview, show
 from daemon.core.lifecycle import Status
 from daemon.core.outcome import Accepted, Uncertain
 from daemon.core.permission import Refuse
-from daemon.core.verdict import Again, Doubt, Handed
+from daemon.core.verdict import Again, Doubt, Ended, Handed
 from daemon.janitor import WHO_MAX
 from daemon.ledger import word
 from tests.shell.parts import OTHER, US, dialect, engine, settings
@@ -440,6 +440,49 @@ async def test_a_cancellation_outlives_the_daemon_that_was_told(house: House, co
         await second.leases._take()
         (again,) = await claimed(second)
         assert second.desk.ask(again) == Refuse(Status.CANCELED, "canceled by the application")
+
+
+async def test_a_replay_is_a_later_word_than_a_cancellation(house: House, connection: Connection) -> None:
+    (id,) = await insert(connection)
+    async with house("one") as first, house("two") as second:  # one that held it, and one that has only heard
+        for one in (first, second):
+            await one.signals.begin()
+        await first.leases._take()
+        (taken,) = await claimed(first)
+        assert await connection.fetchval("SELECT outrider.cancel($1)", id) == "requested"
+        await first.signals.look()
+        await second.signals.look()
+        await written(first, (taken, Ended(Status.FAILED, "refused by its provider")))
+        assert await connection.fetchval("SELECT outrider.replay($1)", id)
+        wait_s = await connection.fetchval(
+            "SELECT extract(epoch FROM due_at - clock_timestamp())::float8 FROM outrider.queue"
+        )
+        assert 0.5 < wait_s <= 1.0, "every daemon has heard of the replay before it is due"
+        async with house("three") as newcomer:
+            await newcomer.signals.begin()
+            for one in (first, second, newcomer):
+                await one.signals.look()
+                assert one.desk.canceled == set()
+        assert await connection.fetchval("SELECT outrider.cancel($1)", id) == "canceled", "which is the last word then"
+
+
+async def test_replays_of_many_name_those_that_were_canceled(house: House, connection: Connection) -> None:
+    ids = await insert(connection, 4)
+    async with house("one") as made:
+        await made.signals.begin()
+        await made.leases._take()
+        taken = await claimed(made)
+        for id in ids[:2]:
+            assert await connection.fetchval("SELECT outrider.cancel($1)", id) == "requested"
+        await made.signals.look()
+        await written(made, *((one, Ended(Status.FAILED, "refused by its provider")) for one in taken))
+        await connection.execute("SELECT * FROM outrider.replay($1::uuid[], 1000)", [ids[0], *ids[2:]])
+        await made.signals.look()
+        assert made.desk.canceled == {ids[1]}
+        told = await connection.fetch("SELECT kind, id, what FROM outrider.signal ORDER BY kind, what NULLS FIRST")
+        assert [tuple(row) for row in told] == [
+            ("cancel", ids[1], None), ("replay", ids[0], None), ("replay", None, "2 messages"),
+        ]  # fmt: skip
 
 
 async def test_the_overview_tells_who_holds_what(house: House, connection: Connection) -> None:

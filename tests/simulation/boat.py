@@ -299,6 +299,8 @@ class Boat:
                 self.canceled.add(what)  # type: ignore[arg-type]
             elif kind == "opt_out":
                 self.opted_out.add(what)  # type: ignore[arg-type]
+            elif kind == "replay":
+                self.canceled.discard(what)
             else:
                 self.paused = set(world.paused)
         self.heard = len(world.signals)

@@ -1,7 +1,7 @@
 """
 The core, driven through whole lives in a seeded world (facts: reliability, T5): every law at every step.
 
-One seed again, every event told:  OUTRIDER_SEED=7 python -m pytest tests/simulation -k one_seed -s
+One seed again, every event told:  python -m tests.simulation.run 7
 """
 
 from __future__ import annotations
@@ -156,8 +156,3 @@ def test_a_world_ends_with_every_message_at_rest() -> None:
     ends = {row.where() for row in world.lives if not row.lost}
     assert ends <= FINAL | {S.ACCEPTED, S.SENT}
     assert {S.DELIVERED, S.UNDELIVERED, S.FAILED, S.EXPIRED, S.CANCELED, S.SUPPRESSED, S.DEAD} <= ends
-
-
-@pytest.mark.skipif("OUTRIDER_SEED" not in os.environ, reason="set OUTRIDER_SEED to see one seed's world")
-def test_one_seed() -> None:
-    one(int(os.environ["OUTRIDER_SEED"]), int(os.environ.get("OUTRIDER_STEPS", STEPS_EACH)), tell=print)

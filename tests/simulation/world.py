@@ -276,6 +276,9 @@ class World:
         if row.state is None and self.store.replay(row, self.now):
             row.licences += 1
             row.top, row.yes, row.canceled_at = 0, False, None
+            if row in self.cancellations:
+                self.cancellations.remove(row)
+                self.signals.append(("replay", row.id))
             self.laws.step(row, laws.REPLAY, before)
 
     # Receipts.

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import base64
+import math
+import socket
 import time
 from collections import Counter
 from pathlib import Path
@@ -13,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import daemon.simulator
-from daemon.simulator import Faults, FaultsError, Settings, Simulator, read_faults
+from daemon.simulator import ACCOUNT_SID, AUTH_TOKEN, Faults, FaultsError, Settings, Simulator, read_faults
 from daemon.simulator.fate import Dice, News, callbacks, pick, story
 from daemon.simulator.faults import (
     Drop,
@@ -26,7 +29,7 @@ from daemon.simulator.faults import (
     Uniform,
     parse_faults,
 )
-from tests.simulator.outside import Client, until
+from tests.simulator.outside import OURS, THEIRS, Client, until
 
 EXAMPLE = Path(daemon.simulator.__file__).with_name("faults.toml")
 
@@ -341,28 +344,91 @@ def test_reading_a_missing_file_is_a_mistake_in_words(tmp_path: Path) -> None:
         read_faults(tmp_path / "folder")
 
 
-async def test_what_was_on_the_wire_at_a_moment(client: Client, simulator: Simulator) -> None:
-    simulator.faults = parse_faults({"latency": {"kind": "fixed", "ms": 150}, "receipts": {"enabled": False}})
+def now() -> float:
+    return asyncio.get_running_loop().time()
+
+
+def slow(ms: int) -> Faults:
+    return parse_faults({"latency": {"kind": "fixed", "ms": ms}, "receipts": {"enabled": False}})
+
+
+async def test_what_is_on_the_wire_until_it_is_answered(client: Client, simulator: Simulator) -> None:
+    simulator.faults = slow(150)
     asked = asyncio.create_task(client.create(StatusCallback="http://127.0.0.1:9/callbacks/x/first"))
     await until(lambda: simulator.ledger.accepted == 1)
-    asking = time.monotonic()
-    assert simulator.unanswered(asking) == {"first"}
+    asking = now()
+    assert simulator.on_the_wire(asking) == simulator.on_the_wire(math.inf) == {"first"}
     await asked
-    answered = time.monotonic()
-    assert (simulator.unanswered(asking), simulator.unanswered(answered)) == ({"first"}, set())
-    assert simulator.unproven(answered) == {"first"}, "it may not have been heard"
+    await asyncio.sleep(0.01)  # the loop's clock has steps
+    assert (simulator.on_the_wire(asking), simulator.on_the_wire(now())) == ({"first"}, set())
+    assert simulator.unheard() == {"first"}
     await client.create(StatusCallback="http://127.0.0.1:9/callbacks/x/second")
-    assert simulator.unproven(answered) == {"first", "second"}
-    assert simulator.unproven(time.monotonic()) == {"second"}, "who asks again on a connection has heard"
+    assert simulator.unheard() == {"second"}, "who asks again on a connection has heard"
     assert simulator.connected == 1
 
 
+class Dialled:
+    """A connection of which we say when its answer is read."""
+
+    def __init__(self, simulator: Simulator) -> None:
+        self.simulator = simulator
+        self.socket = socket.create_connection(("127.0.0.1", int(simulator.url.rpartition(":")[2])))
+
+    def ask(self, name: str) -> None:
+        body = f"To={THEIRS}&From={OURS}&Body=x&StatusCallback=http://127.0.0.1:9/callbacks/x/{name}".replace(
+            "+", "%2B"
+        )
+        basic = base64.b64encode(f"{ACCOUNT_SID}:{AUTH_TOKEN}".encode()).decode()
+        self.socket.sendall(
+            f"POST /2010-04-01/Accounts/{ACCOUNT_SID}/Messages.json HTTP/1.1\r\nHost: x\r\n"
+            f"Authorization: Basic {basic}\r\nContent-Length: {len(body)}\r\n\r\n{body}".encode()
+        )
+
+    async def answered(self, name: str) -> None:
+        await until(lambda: name in self.simulator.unheard())
+        await until(lambda: name not in self.simulator.on_the_wire(math.inf))
+        await asyncio.sleep(0.05)  # it has left
+
+    def hear(self) -> bytes:
+        return self.socket.recv(65_536)
+
+
+async def test_whoever_asks_again_has_heard_what_was_answered_before_on_any_connection(simulator: Simulator) -> None:
+    simulator.faults = slow(20)
+    talks = [Dialled(simulator) for _ in range(5)]
+    for talk, name in zip(talks, "abcde", strict=True):
+        talk.ask(name)
+        await talk.answered(name)
+    assert simulator.unheard() == set("abcde")
+    talks[3].ask("f")
+    await talks[3].answered("f")
+    assert simulator.unheard() == set("cef"), "what was answered just before d may have left after it"
+    for talk in talks:
+        talk.socket.close()
+
+
+@pytest.mark.parametrize("read", [False, True])
+async def test_an_answer_that_was_never_read_was_on_the_wire(simulator: Simulator, read: bool) -> None:
+    simulator.faults = slow(20)
+    talk = Dialled(simulator)
+    talk.ask("only")
+    await talk.answered("only")
+    if read:
+        assert b" 201 " in talk.hear()
+    dying = now()
+    talk.socket.close()
+    await until(lambda: simulator.connected == 0)
+    assert simulator.on_the_wire(dying) == (set() if read else {"only"})
+    assert simulator.unheard() == {"only"}
+
+
 async def test_who_hung_up_has_waited_until_then(client: Client, simulator: Simulator) -> None:
-    simulator.faults = parse_faults({"latency": {"kind": "fixed", "ms": 60_000}, "receipts": {"enabled": False}})
+    simulator.faults = slow(60_000)
     asked = asyncio.create_task(client.create(StatusCallback="http://127.0.0.1:9/callbacks/x/only"))
     await until(lambda: simulator.ledger.accepted == 1)
-    before = time.monotonic()
+    before = now()
     asked.cancel()
     await until(lambda: simulator.connected == 0)
-    assert simulator.unanswered(time.monotonic()) == set()
-    assert simulator.unanswered(before) == simulator.unproven(before) == {"only"}
+    await asyncio.sleep(0.01)
+    assert simulator.on_the_wire(now()) == set()
+    assert simulator.on_the_wire(before) == simulator.unheard() == {"only"}

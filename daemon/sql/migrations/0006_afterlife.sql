@@ -184,11 +184,15 @@ BEGIN
     begun := greatest(starting, clock_timestamp());
     RETURN QUERY
     WITH told AS MATERIALIZED (
-        SELECT a.message, a.answer, a.segments FROM outrider.replay_answers(messages, replay.doubtful) AS a
+        SELECT a.message, a.answer, a.segments,
+               a.message IN (SELECT s.id FROM outrider.signal s WHERE s.kind = 'cancel') AS canceled
+          FROM outrider.replay_answers(messages, replay.doubtful) AS a
     ), turn AS (
-        SELECT o.id, o.seq, o.sender, o.service, o.intent, u.attempts, u.status, u.code, u.reason,
+        SELECT o.id, o.seq, o.sender, o.service, o.intent, u.attempts, u.status, u.code, u.reason, t.canceled,
                outrider.useless_at(o.created_at, o.send_at, o.validity, o.expires_at) AS useless_at,
-               begun + make_interval(secs => (row_number() OVER (ORDER BY o.seq) - 1) / per_second) AS due_at
+               -- Daemons remember a cancellation that came too late, and have heard that it is over before this is due.
+               begun + make_interval(secs => (row_number() OVER (ORDER BY o.seq) - 1) / per_second + t.canceled::integer)
+                   AS due_at
           FROM told t JOIN outrider.outbox o ON o.id = t.message JOIN outrider.outcome u ON u.id = t.message
          WHERE t.answer = 'replayed'
     ), fit AS MATERIALIZED (
@@ -208,11 +212,14 @@ BEGIN
         SELECT f.id, f.last, 'replay', 'replayed', f.code, 'was ' || f.status || ': ' || coalesce(f.reason, '') FROM fit f
             ON CONFLICT (id, attempt, kind) DO UPDATE
            SET at = excluded.at, code = excluded.code, reason = left(a.reason || '; again, ' || excluded.reason, 512)
+    ), over AS (
+        DELETE FROM outrider.signal s USING fit f WHERE f.canceled AND s.id = f.id AND s.kind = 'cancel'
     ), said AS (
         INSERT INTO outrider.signal (kind, id, what)
         SELECT 'replay', CASE WHEN count(*) = 1 THEN min(f.id::text)::uuid END,
                CASE WHEN count(*) > 1 THEN count(*) || ' messages' END
-          FROM fit f HAVING count(*) > 0
+          FROM fit f WHERE NOT f.canceled HAVING count(*) > 0
+         UNION ALL SELECT 'replay', f.id, NULL FROM fit f WHERE f.canceled
     )
     SELECT t.message, CASE WHEN t.answer = 'replayed' AND f.id IS NULL THEN 'expired' ELSE t.answer END, t.segments, f.due_at
       FROM told t LEFT JOIN fit f ON f.id = t.message
