@@ -194,5 +194,4 @@ async def test_a_long_outage(stage: SetUp, seconds: int) -> None:
     async with bad_road(stage) as (road, way):
         opened, closed = await outage(road, way, seconds=seconds)
     assert opened <= 2.0
-    # The rest doubles to a minute, and a fifth more: that is what sparing a dead provider costs.
-    assert closed <= (15.0 if seconds <= 10 else 75.0)
+    assert closed <= 15.0
