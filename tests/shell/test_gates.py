@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     from daemon.core.inspection import Refusal
     from daemon.core.message import Message
+    from daemon.core.outcome import Outcome
     from daemon.engine import Engine
     from daemon.settings import Settings
 
@@ -73,6 +74,30 @@ async def test_a_gate_shuts_and_heals_by_time_alone() -> None:
             gate.learn(flight, Accepted("SM1"))
         assert gate.state == "closed"
         assert gate.in_flight == 0
+
+
+async def test_after_a_stop_places_open_with_good_answers_and_close_with_bad_ones() -> None:
+    clock = Wound()
+    async with gate_of(clock) as gate:
+
+        def answered(outcome: Outcome) -> int:
+            flight = gate.knock(3)
+            assert flight is not None
+            gate.learn(flight, outcome)
+            return gate.places.opened
+
+        assert (gate.places.opened, gate.places.full) == (4, 8)
+        assert [answered(Accepted("SM1")) for _ in range(3)] == [5, 6, 7]
+        assert answered(Rejected(Fault.RECIPIENT, "21211", "no such number")) == 8
+        assert [answered(Uncertain("")) for _ in range(3)] == [8] * 3  # begun is begun: from here the breaker judges
+        shut(gate)
+        assert gate.places.opened == 4
+        clock.go(10)
+        assert answered(Accepted("SM1")) == 5
+        assert answered(Throttled(None, "429", "")) == 5
+        assert answered(Uncertain("")) == 4
+        assert [answered(Accepted("SM1")) for _ in range(9)][-1] == 8
+        assert gate.state == "closed"
 
 
 async def test_what_was_not_sent_says_nothing_and_leaves_nothing() -> None:
