@@ -70,8 +70,6 @@ class Courier:
             case Blocked(reason, wait_s):
                 return Again(self._desk.now() + wait_s, reason, spent=False), None
             case Route() as route:
-                if not self._desk.in_time(message, route.lane):
-                    return Ended(Status.EXPIRED, "too late: it would expire before its turn"), None
                 turn = route.lane.join(message.level, message.segments)
         try:
             if not await turn:

@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from daemon.core.message import Message
     from daemon.core.permission import Go, Hold, Refuse
     from daemon.core.verdict import Verdict
-    from daemon.lanes import Lane
     from daemon.leases import Leases
     from daemon.ledger import Exchange
     from daemon.observer import Observer
@@ -137,19 +136,6 @@ class Desk:
         return (
             Refusal(Status.SUPPRESSED, f"bad number: {found.reason}") if isinstance(found, address.Unreadable) else None
         )
-
-    def in_time(self, message: Message, lane: Lane) -> bool:
-        """Whether its turn in *lane* will come while it is of use."""
-        if message.expires_at is None:  # as most
-            return True
-        tick = self.tick()
-        now, by_the_last_s = self.now(), lane.free_at - tick
-        if permission.in_time(message, now=now, wait_s=max(by_the_last_s, 0.0)):
-            return True
-        if permission.in_time(message, now=now, wait_s=lane.wait_s(message.level, tick)):
-            return True
-        self.outdated.add((message.lane, message.level))
-        return False
 
     def ask(self, message: Message) -> Go | Hold | Refuse:
         """May it leave now? Asked last, at the very moment."""

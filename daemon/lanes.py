@@ -151,10 +151,6 @@ class Lane:
         """Segments in hand that a newcomer of *level* would wait for."""
         return self.backlog if level == 3 else sum(self.waiting[:level]) + self.going
 
-    def wait_s(self, level: int, now: float) -> float:
-        """How long a newcomer of *level* would wait for its turn."""
-        return self.pace.earliest(1, now) - now + self.ahead_of(level) / self.sender.rate
-
     def reckon(self, now: float) -> None:
         """Foretell when everything in hand will have left."""
         self.free_at = self.pace.earliest(1, now) + self.backlog / self.sender.rate

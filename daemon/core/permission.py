@@ -59,13 +59,3 @@ def ask(
         return Hold(now + PAUSED_S, f"paused: {paused}")
     # Quiet hours belong here, after the pause: they hold what is not essential until the recipient's morning.
     return GO
-
-
-def in_time(message: Message, *, now: float, wait_s: float) -> bool:
-    """
-    Whether *message* will still be of use at *now* (wall clock) and *wait_s* seconds on, when its turn comes.
-
-    Asked before it queues up. When there is too much to send, the oldest is always about to expire: if it waited in
-    front of its sender for no more than a moment, all that waits there would expire there, and nothing would be sent.
-    """
-    return message.expires_at is None or now + wait_s < message.expires_at

@@ -11,7 +11,6 @@ from daemon.core.outcome import Accepted, Fault, Rejected, Throttled, Uncertain,
 from daemon.core.permission import Go, Hold, Refuse
 from daemon.core.retries import MOST, RESERVED, SHARE, WAIT_MIN_S
 from daemon.core.routing import Unroutable
-from daemon.core.verdict import Ended
 from daemon.database import as_object
 from daemon.gates import ACCOUNT_REST_S, Gate
 from daemon.metrics import Metrics
@@ -288,29 +287,6 @@ async def test_the_desk_lets_go_and_says_why_not(tmp_path: Path) -> None:
         assert isinstance(desk.ask(message(expires_at=clock.now() - 1)), Refuse)
         clock.go(8)
         assert isinstance(desk.ask(message()), Hold)  # the lease runs out before an exchange would end
-
-
-async def test_what_would_expire_before_its_turn_does_not_queue_up(tmp_path: Path) -> None:
-    clock = Wound()
-    async with house(tmp_path, clock) as made:
-        desk, lane = made.desk, made.lanes[US]
-
-        def in_time(useful_s: float, level: int = 3) -> bool:
-            return desk.in_time(message(level=level, expires_at=clock.now() + useful_s), lane)
-
-        assert in_time(0.1)  # nobody waits
-        lane.join(3, 1).left(clock.tick())
-        for _ in range(10):  # a second's worth
-            lane.join(3, 1)
-        assert desk.in_time(message(), lane)
-        assert (in_time(1.2), in_time(0.2, level=1), desk.outdated) == (True, True, set())
-        assert not in_time(0.9)
-        assert desk.outdated == {("default", 3)}
-        pinned = message(lane=f"@{US}", sender=US, expires_at=clock.now() + 0.9)
-        assert await made.courier._carry(pinned) == (
-            Ended(Status.EXPIRED, "too late: it would expire before its turn"),
-            None,
-        )
 
 
 async def test_an_opt_out_of_no_tenant_is_for_all_tenants(tmp_path: Path) -> None:

@@ -89,20 +89,6 @@ async def test_a_level_that_was_alone_owes_the_other_nothing() -> None:
     assert any(k > 6 for k in order[1:4])  # 3:2, and not all of level 2 first
 
 
-@pytest.mark.parametrize("ahead", [[], [(3, 1)] * 4, [(3, 2), (3, 3)], [(1, 2), (3, 1), (3, 1)], [(1, 1)] * 5])
-@pytest.mark.parametrize("level", [1, 3])
-async def test_a_newcomer_waits_as_long_as_foretold(ahead: list[tuple[int, int]], level: int) -> None:
-    _, lane, clock = wound(rate=10)
-    before = [lane.join(3, 1), *(lane.join(*one) for one in ahead)]
-    before[0].left(clock.tick())
-    before[0].back()
-    foretold = lane.wait_s(level, clock.tick())
-    newcomer, began = lane.join(level, 1), clock.tick()
-    while not newcomer.granted:
-        await drive(lane, clock, before[1:], 0.001)
-    assert clock.tick() - began == pytest.approx(foretold, abs=0.06)
-
-
 async def test_what_is_in_hand_puts_off_the_next() -> None:
     _, lane, clock = wound(rate=10)
     lane.join(3, 5)  # may go at once

@@ -10,7 +10,7 @@ from statistics import quantiles
 from typing import TYPE_CHECKING
 
 from daemon.core.outcome import Accepted
-from daemon.core.permission import Refuse, ask, in_time
+from daemon.core.permission import Refuse, ask
 from daemon.core.routing import Sender
 from daemon.gates import Gate
 from daemon.lanes import Lanes
@@ -64,7 +64,7 @@ class Crowd:
         for level, waiting in self.queue.items():
             for _ in range(self.lanes.room(["a"], level, most=500)):
                 # What is too late is ended where it stands, and makes no room less.
-                while waiting and not self.in_time(waiting[0]):
+                while waiting and isinstance(ask(waiting[0], now=self.clock.now()), Refuse):
                     waiting.popleft()
                     self.expired += 1
                 if waiting:
@@ -72,17 +72,14 @@ class Crowd:
                     self.turns.append((self.lanes["a"].join(level, 1), one))
         self.most_in_hand = max(self.most_in_hand, len(self.turns))
 
-    def in_time(self, one: Message) -> bool:
-        wait_s = self.lanes["a"].wait_s(one.level, self.clock.tick())
-        return in_time(one, now=self.clock.now(), wait_s=wait_s)
-
     def send(self) -> None:
         now = self.clock.tick()
         while self.wire and self.wire[0][0] <= now:
             _, turn, landed = self.wire.popleft()
             self.gate.learn(landed, Accepted("SM1"))
             turn.back()
-        for turn, one in [waiting for waiting in self.turns if waiting[0].granted]:
+        while going := [waiting for waiting in self.turns if waiting[0].granted]:
+            turn, one = going[0]
             self.turns.remove((turn, one))
             if isinstance(ask(one, now=self.clock.now()), Refuse):
                 self.expired += 1
