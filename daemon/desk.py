@@ -10,7 +10,7 @@ from collections import deque
 from typing import TYPE_CHECKING
 
 from daemon.core import address, permission, template
-from daemon.core.inspection import Known, Refusal, Row, inspect
+from daemon.core.inspection import Known, Refusal, Row, inspect, outdated
 from daemon.core.lifecycle import Status
 from daemon.core.segments import segments
 from daemon.core.token import seal
@@ -47,6 +47,7 @@ class Desk:
         self.leases: Leases | None = None  # set once, by app.py: leases need the desk and the desk the leases
         self.opted_out: set[tuple[str, str]] = set()  # (tenant, E.164); a tenant of '' stands for all
         self.pauses: dict[str, str] = {}
+        self.outdated: set[tuple[str, int]] = set()  # lanes and levels in which something too late was met
         self.canceled: set[UUID] = set()
         self._cancellations: deque[UUID] = deque()
         self._providers: dict[str, str] = {}  # sender -> provider
@@ -85,6 +86,8 @@ class Desk:
         message.expires_at = self._useless_at(message.service, message.first_due, message.expires_at)
         refusal = inspect(message, self._known, self.now())
         if refusal is not None:
+            if refusal.status is Status.EXPIRED:
+                self.outdated.add((message.lane, message.level))
             return refusal
         region = address.home(message.recipient)
         if region is None:  # not written as it should be
@@ -120,6 +123,11 @@ class Desk:
             self._known,
             self.now(),
         )
+
+    def too_late(self, row: Record) -> Refusal | None:
+        """Judge nothing but the hour of a row."""
+        expires_at = self._useless_at(row["service"] or "default", row["first_due"], row["expires_at"])
+        return outdated(row["first_due"], expires_at, self.now())
 
     def unreadable(self, row: Record) -> Refusal | None:
         """Judge nothing but the number of a row."""

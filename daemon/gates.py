@@ -1,7 +1,9 @@
 """
-One gate per provider: its breaker, its connections, its pauses. Asked before a claim, and again before each send.
+One gate per provider: its breaker, its budget of retries, its connections, its pauses. Asked before a claim, and again
+before each send.
 
-What opens and closes a gate is decided in ``core/breaker.py``; here the state lives, and the news is told.
+What opens and closes a gate is decided in ``core/breaker.py``, how much of what passes may be retries in
+``core/retries.py``, how it begins after a stop in ``core/slow_start.py``; here the state lives, and the news is told.
 """
 
 from __future__ import annotations
@@ -11,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from daemon.core import breaker
+from daemon.core import breaker, retries, slow_start
 from daemon.core.breaker import Closed, Open, Permit, Sign, Temper
 from daemon.core.outcome import Accepted, Fault, Outcome, Rejected
 from daemon.lanes import Places
@@ -61,8 +63,11 @@ class Gate:
         self.timeout_s = timeout_s
         self._flights: set[Flight] = set()
         self.places = Places(connections)
+        self.places.open(slow_start.first(self.places.full))
         self._temper = Temper()
         self._breaker: breaker.Breaker = breaker.closed()
+        self._passed = 0  # of all time
+        self._retries = retries.Budget(tick())
         self._tick = tick
         self._observer = observer
         self._usual_s = SLOW_MIN_S / SLOW_FACTOR  # a running high quantile of the time an exchange takes
@@ -95,7 +100,13 @@ class Gate:
             return None
         flight = Flight(permit, now)
         self._flights.add(flight)
+        self._passed += 1
         return flight
+
+    def retry_wait(self, level: int) -> float:
+        """How long a retry of *level* has to wait for the budget of retries; 0 when it may go, and is counted."""
+        self._retries, wait_s = retries.ask(self._retries, level=level, requests=self._passed, now=self._tick())
+        return wait_s
 
     def unused(self, flight: Flight) -> None:
         """It passed, but nothing came of it. Nothing happens when something did."""
@@ -122,6 +133,8 @@ class Gate:
         sign = breaker.sign_of(outcome, took_s, self._slow_s)
         if not (flight.called_slow and sign in {Sign.GOOD, Sign.SLOW}):
             self._told(flight, sign, now)
+        if self.places.opened < self.places.full:
+            self.places.open(slow_start.after(self.places.opened, self.places.full, sign=sign, outcome=outcome))
         match outcome:
             case Accepted():
                 self.refused = None
@@ -142,6 +155,8 @@ class Gate:
 
     def _tell(self, before: breaker.Breaker) -> None:
         was, state = _named(before), self.state
+        if state == "open":
+            self.places.open(slow_start.first(self.places.full))
         if state != was:
             log.warning("gate.changed", provider=self.name, was=was, now=state, reason=self.refused)
             self._observer.breaker(self.name, state)

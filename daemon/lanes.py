@@ -35,10 +35,12 @@ class Places:
     so urgent messages find a way although bulk waits for slow answers, in front of the same sender too.
     """
 
-    __slots__ = ("_bulk", "_waiting")
+    __slots__ = ("_bulk", "_waiting", "full", "opened")
 
     def __init__(self, connections: int) -> None:
-        self._bulk = max(1, int(connections * BULK_SHARE))
+        self.full = max(1, int(connections * BULK_SHARE))  # for bulk
+        self.opened = self.full  # of those, for now
+        self._bulk = self.full  # free; less than none while more are on the wire than are open
         self._waiting: deque[Lane] = deque()  # lanes whose bulk would go if there were room
 
     def free(self, lane: Lane) -> bool:
@@ -56,8 +58,17 @@ class Places:
         """Somebody of *level* is back."""
         if level > 1:
             self._bulk += 1
-            while self._bulk > 0 and self._waiting:
-                self._waiting.popleft().look()
+            self._let_go()
+
+    def open(self, many: int) -> None:
+        """From now on so *many* of the places are open, of all there are."""
+        self._bulk += many - self.opened
+        self.opened = many
+        self._let_go()
+
+    def _let_go(self) -> None:
+        while self._bulk > 0 and self._waiting:
+            self._waiting.popleft().look()
 
 
 class Turn:

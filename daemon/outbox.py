@@ -107,6 +107,10 @@ class Outbox:
         """Whether anything of *grp* is in hand, or may be on its way into it."""
         return grp in self._asking or any(held.group == grp for held in self._held.values())
 
+    def mark(self, lane: str, level: int) -> datetime:
+        """The due time up to which rows have been taken there."""
+        return self._marks.get((lane, level), LONG_AGO)
+
     def wake(self) -> None:
         """There may be work: look now."""
         self._wake.set()
@@ -192,7 +196,7 @@ class Outbox:
         return self._in_hand_max - len(self._held) < max(1, int(self._in_hand_max * REFILL_SHARE))
 
     def _mark(self, wish: Wish) -> datetime:
-        mark = self._marks.get((wish.lane, wish.level), LONG_AGO)
+        mark = self.mark(wish.lane, wish.level)
         return mark - URGENT_OVERLAP if wish.level == 1 and mark > LONG_AGO else mark
 
     def _beyond(self, wishes: Sequence[Wish], marks: Sequence[datetime]) -> list[UUID]:

@@ -70,7 +70,13 @@ class Router:
         self._pools, self._fitting = pools, {}
 
     def choose(self, message: Message) -> Route | Blocked | Unroutable:
-        """The route of *message*."""
+        """The route of *message*. One that was tried before is held to the provider's budget of retries."""
+        route = self._route(message)
+        if message.spent and isinstance(route, Route) and (wait_s := route.gate.retry_wait(message.level)):
+            return Blocked(f"held: enough of what provider {route.gate.name} is given are retries", wait_s)
+        return route
+
+    def _route(self, message: Message) -> Route | Blocked | Unroutable:
         pool = Pool((message.sender,)) if message.sender else self._pools[message.service]
         if len(pool.senders) > 1 and not pool.sticky and not self.hindered():
             alike = self._alike(message.service, message.region)

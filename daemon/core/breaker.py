@@ -10,7 +10,7 @@ Every state carries an *epoch*, and whoever passes gets it as a :class:`Permit`.
 nothing: what was sent before a trip can neither close nor trip what came after.
 
 The figures come from Hystrix (10 s window, 20 calls, 50 %), Finagle (5 in a row) and our own simulations of an outage
-(facts: reliability, 1.6). ``now`` is a monotonic clock in seconds, ``roll`` a throw of dice in [0, 1).
+(facts: reliability, 1.6; decision 0016). ``now`` is a monotonic clock in seconds, ``roll`` a throw of dice in [0, 1).
 """
 
 from __future__ import annotations
@@ -42,13 +42,18 @@ class Temper:
     failure_share: float = 0.5
     slow_share: float = 0.8
     unconnected_in_a_row: int = 5
+    # Without one good answer, whatever the trouble. By its share alone a provider that answered nothing but errors,
+    # after ten good seconds at 200 a second, was given a thousand calls, each of them a doubt.
+    bad_in_a_row: int = 20
     open_s: float = 5.0  # the first rest; doubled at each trip in a row
-    open_max_s: float = 60.0
+    # The longest. Two probes after each cost 160 calls in ten minutes; a minute left a provider that was back alone for
+    # 72 s, and it must be heard of within 15 s, whoever comes by and however the last probes were left hanging.
+    open_max_s: float = 7.5
     jitter: float = 0.2  # of a rest, either way: daemons do not come back in step
     probes: tuple[int, ...] = (3, 5, 10)  # how many may be out at a time; the next step after as many good ones
     closes_after: int = 10  # good probes
-    reopens_after: int = 2  # bad probes: one may be an accident
-    rest_s: float = 5.0  # so long level 1 leaves the probing to others, unless a first handful has come back well
+    reopens_after: int = 2  # bad probes: one may be an accident. No more are sent before the first good one
+    rest_s: float = 2.0  # so long level 1 leaves the probing to others, unless a first handful has come back well
     lost_s: float = 30.0  # a probe silent for so long will not report (an exchange ends within 15 s)
 
 
@@ -61,10 +66,11 @@ class Window:
     rebuilt at every call would cost several microseconds.
     """
 
-    __slots__ = ("_calls", "_failed", "_second", "_slow", "calls", "failed", "slow", "unconnected")
+    __slots__ = ("_calls", "_failed", "_second", "_slow", "bad", "calls", "failed", "slow", "unconnected")
 
     def __init__(self) -> None:
         self.calls = self.failed = self.slow = 0  # in the window
+        self.bad = 0  # in a row, to this moment, of those in the window
         self.unconnected = 0  # in a row, to this moment
         self._calls, self._failed, self._slow = [0] * WINDOW_S, [0] * WINDOW_S, [0] * WINDOW_S
         self._second = 0  # the newest bucket
@@ -77,6 +83,7 @@ class Window:
         bucket = self._second % WINDOW_S
         self._calls[bucket] += 1
         self.calls += 1
+        self.bad = 0 if sign is Sign.GOOD else self.bad + 1
         if sign is Sign.SLOW:
             self._slow[bucket] += 1
             self.slow += 1
@@ -92,6 +99,7 @@ class Window:
             self.failed -= self._failed[bucket]
             self.slow -= self._slow[bucket]
             self._calls[bucket] = self._failed[bucket] = self._slow[bucket] = 0
+        self.bad = min(self.bad, self.calls)
         self._second = second
 
 
@@ -140,7 +148,7 @@ def quota(breaker: Breaker, *, now: float, temper: Temper) -> int | None:
         case Closed():
             return None
         case Open(until=until):
-            return temper.probes[0] if now >= until else 0
+            return min(temper.probes[0], temper.reopens_after) if now >= until else 0
         case HalfOpen():
             return _free(breaker, now, temper)
 
@@ -213,7 +221,7 @@ def sign_of(outcome: Outcome, took_s: float, slow_after_s: float) -> Sign:
 
 
 def _trips(window: Window, temper: Temper) -> bool:
-    if window.unconnected >= temper.unconnected_in_a_row:
+    if window.unconnected >= temper.unconnected_in_a_row or window.bad >= temper.bad_in_a_row:
         return True
     return window.calls >= temper.min_calls and (
         window.failed >= temper.failure_share * window.calls or window.slow >= temper.slow_share * window.calls
@@ -240,7 +248,10 @@ def _opened(breaker: Breaker, trips: int, now: float, temper: Temper, roll: floa
 
 
 def _free(breaker: HalfOpen, now: float, temper: Temper) -> int:
-    """Probes that may still pass: a first handful; more when as many have come back well."""
+    """Probes that may still pass: as many as it takes to know it is ill; a handful after a good one; then more."""
+    if not breaker.good:
+        room = min(temper.probes[0], temper.reopens_after - breaker.bad)
+        return room if _lost(breaker, now, temper) else max(room - breaker.out, 0)
     room, earned = temper.probes[0], 0
     for step, following in zip(temper.probes, temper.probes[1:], strict=False):
         earned += step

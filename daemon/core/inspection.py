@@ -76,7 +76,23 @@ class Refusal:
 def inspect(row: Asked, known: Known, now: float) -> Refusal | None:
     """Why *row* cannot be sent, at *now* (wall clock); None when it can."""
     # The words say how to read the rest, and the costliest look comes last.
-    return _words(row, known) or _content(row, known) or _hour(row, now) or _recipient(row, known)
+    return (
+        _words(row, known)
+        or _content(row, known)
+        or outdated(row.first_due, row.expires_at, now)
+        or _recipient(row, known)
+    )
+
+
+def outdated(first_due: float, expires_at: float | None, now: float) -> Refusal | None:
+    """Why what is of use from *first_due* to *expires_at* is too late at *now*; None when it is not."""
+    if expires_at is None:
+        return None
+    if expires_at <= first_due:
+        return Refusal(Status.EXPIRED, "it expires before it is due")
+    if expires_at <= now:
+        return Refusal(Status.EXPIRED, f"too late: expired {now - expires_at:.0f} s ago")
+    return None
 
 
 def _words(row: Asked, known: Known) -> Refusal | None:
@@ -128,16 +144,6 @@ def _templated(row: Asked, name: str, known: Known) -> Refusal | None:
     if isinstance(filled, template.Unfit):
         return Refusal.failed(filled.reason)
     return None if filled.strip() or row.media else Refusal.failed("empty body: the template came out blank")
-
-
-def _hour(row: Asked, now: float) -> Refusal | None:
-    if row.expires_at is None:
-        return None
-    if row.expires_at <= row.first_due:
-        return Refusal(Status.EXPIRED, "it expires before it is due")
-    if row.expires_at <= now:
-        return Refusal(Status.EXPIRED, f"too late: expired {now - row.expires_at:.0f} s ago")
-    return None
 
 
 def _recipient(row: Asked, known: Known) -> Refusal | None:

@@ -25,6 +25,7 @@ import daemon.cli.dead
 import daemon.cli.serve  # noqa: F401 (all of it, before anything leaves the nest)
 from daemon.__main__ import main
 from daemon.database import Line
+from daemon.desk import Desk
 from daemon.journal import Journal
 from daemon.providers.twilio import Twilio
 from daemon.wire.connection import Connection
@@ -43,10 +44,12 @@ class Point(NamedTuple):
     owner: type
     method: str
     when: str  # before, after, flushed (once the bytes are out), asked (Postgres is at it), held (a while before)
-    statement: str = ""  # what a line is asked: its name, or how the query begins
+    statement: str = ""  # what a line is asked: its name, or how the query begins; or how a message begins
 
-    def here(self, arguments: tuple[object, ...], result: object) -> bool:
-        """Whether this call is the point: the right statement, and one that did something."""
+    def here(self, arguments: tuple[Any, ...], result: object) -> bool:
+        """Whether this call is the point: the right statement, and one that did something; or the right message."""
+        if self.owner is Desk:
+            return bool(arguments[0].body.startswith(self.statement))
         return str(arguments[0]).startswith(self.statement) and (self.method == "ask" or result != [])
 
 
@@ -66,6 +69,7 @@ POINTS = {
     "C12": Point(
         asyncpg.Connection, "fetch", "after", "SELECT message, answer, segments, due_at FROM outrider.replay("
     ),
+    "P": Point(Desk, "prepare", "before", "poison"),  # a message that no daemon survives
     "R": Point(Line, "fetch", "before", "release"),  # what a death left open is judged, not closed
     "D": Point(Line, "fetch", "after", "decide"),  # it is decided to send again
     "E": Point(Line, "ask", "after", "INSERT INTO outrider.attempt"),  # evidence is told, and has not taken effect
@@ -93,7 +97,7 @@ class Bomb:
     def _around(self, original: Callable[..., Any]) -> Callable[..., Any]:
         def method(part: object, *arguments: Any, **options: Any) -> Any:
             point = self.point
-            if point.when == "before" and self.hit():
+            if point.when == "before" and (not point.statement or point.here(arguments, None)) and self.hit():
                 die()
             result = original(part, *arguments, **options)
             if point.when == "after" and self.hit():

@@ -130,6 +130,25 @@ async def test_a_death_between_evidence_and_its_effect(stage: SetUp) -> None:
     assert report.resolved_by == {"receipt": 0, "query": 1, "policy": 0}
 
 
+@pytest.mark.long  # four starts
+async def test_a_message_that_no_daemon_survives_kills_three(stage: SetUp) -> None:
+    road = await stage(Cast(senders=QUICK, services={"otp": list(QUICK)}), Faults.model_validate(HONEST))
+    await road.insert(3, service="otp", intent="otp")
+    await road.insert(1, service="otp", intent="otp", body="poison")
+    await road.insert(3, service="otp", intent="otp")
+    for _ in range(3):
+        await dies(road, "P")
+    process = await road.launch(*BOMBED, "P")  # it would go off again
+    await road.until("SELECT count(*) = 6 FROM outrider.outcome WHERE status = 'delivered'")
+    assert process.returncode is None
+    (told,) = await road.connection.fetch("SELECT status, reason, attempts FROM outrider.outcome WHERE rank = 5")
+    assert told["status"] == "dead"
+    assert told["reason"] == "poison: it was open in 3 crashes of the daemon; the last time it was not sent"
+    assert {tuple(attempts) for attempts in (await road.sent()).values()} <= {(1,), (2,), (3,), (4,)}
+    assert len(await road.sent()) == 6
+    assert await road.stop() == 0
+
+
 async def test_a_replay_of_many_is_taken_up_where_it_died(
     stage: SetUp, connection: asyncpg.Connection[asyncpg.Record]
 ) -> None:

@@ -9,6 +9,7 @@ from uuid import uuid4
 from daemon.core.lifecycle import Status
 from daemon.core.outcome import Accepted, Fault, Rejected, Throttled, Uncertain, Unreachable
 from daemon.core.permission import Go, Hold, Refuse
+from daemon.core.retries import MOST, RESERVED, SHARE, WAIT_MIN_S
 from daemon.core.routing import Unroutable
 from daemon.database import as_object
 from daemon.gates import ACCOUNT_REST_S, Gate
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
     from daemon.core.inspection import Refusal
     from daemon.core.message import Message
+    from daemon.core.outcome import Outcome
     from daemon.engine import Engine
     from daemon.settings import Settings
 
@@ -72,6 +74,30 @@ async def test_a_gate_shuts_and_heals_by_time_alone() -> None:
             gate.learn(flight, Accepted("SM1"))
         assert gate.state == "closed"
         assert gate.in_flight == 0
+
+
+async def test_after_a_stop_places_open_with_good_answers_and_close_with_bad_ones() -> None:
+    clock = Wound()
+    async with gate_of(clock) as gate:
+
+        def answered(outcome: Outcome) -> int:
+            flight = gate.knock(3)
+            assert flight is not None
+            gate.learn(flight, outcome)
+            return gate.places.opened
+
+        assert (gate.places.opened, gate.places.full) == (4, 8)
+        assert [answered(Accepted("SM1")) for _ in range(3)] == [5, 6, 7]
+        assert answered(Rejected(Fault.RECIPIENT, "21211", "no such number")) == 8
+        assert [answered(Uncertain("")) for _ in range(3)] == [8] * 3  # begun is begun: from here the breaker judges
+        shut(gate)
+        assert gate.places.opened == 4
+        clock.go(10)
+        assert answered(Accepted("SM1")) == 5
+        assert answered(Throttled(None, "429", "")) == 5
+        assert answered(Uncertain("")) == 4
+        assert [answered(Accepted("SM1")) for _ in range(9)][-1] == 8
+        assert gate.state == "closed"
 
 
 async def test_what_was_not_sent_says_nothing_and_leaves_nothing() -> None:
@@ -171,6 +197,31 @@ async def test_nowhere_to_go_now_is_not_nowhere_to_go_ever(tmp_path: Path) -> No
     )
     async with house(tmp_path / "other", clock, code) as made:
         assert isinstance(made.router.choose(message()), Unroutable)
+
+
+async def test_retries_beyond_the_budget_are_put_back_and_first_tries_are_not(tmp_path: Path) -> None:
+    clock = Wound()
+    async with house(tmp_path, clock, settings({"default": [US, OTHER]}, providers=AT_TWO)) as made:
+        pinned = {"lane": f"@{US}", "sender": US}
+
+        def held(level: int, **fields: object) -> float:
+            found = made.router.choose(message(spent=1, level=level, **pinned))
+            return found.wait_s if isinstance(found, Blocked) else 0.0
+
+        assert sum(not held(3) for _ in range(30)) == MOST - RESERVED
+        assert held(3) > 1.0
+        assert sum(not held(1) for _ in range(30)) == RESERVED
+        assert held(1) == WAIT_MIN_S
+        assert isinstance(made.router.choose(message(**pinned)), Route)
+        other = message(spent=1, lane=f"@{OTHER}", sender=OTHER)
+        assert isinstance(made.router.choose(other), Route)  # each provider has its own
+        for _ in range(int((RESERVED + 1) / SHARE)):
+            flight = made.gates["sim"].knock(3)
+            assert flight is not None
+        assert held(3) == 0.0
+        assert held(3) > 0.0
+        clock.go(0.1)
+        assert held(3) == 0.0
 
 
 async def test_a_throttle_slows_its_lane(tmp_path: Path) -> None:

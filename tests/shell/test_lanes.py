@@ -313,3 +313,22 @@ async def test_room_counts_what_is_in_hand() -> None:
     assert (
         made.room(["a"], 1, most=500) == 39
     )  # bulk in hand does not keep urgent ones out, but what is about to leave does
+
+
+async def test_bulk_goes_by_as_many_as_are_open_and_level_1_by_itself() -> None:
+    places = Places(10)  # eight for bulk
+    _, lane, _ = wound(rate=10_000, places=places)
+    places.open(2)
+    bulk = [lane.join(3, 1) for _ in range(10)]
+    assert granted(bulk) == [True] * 2 + [False] * 8
+    assert lane.join(1, 1).granted
+    places.open(5)
+    assert granted(bulk) == [True] * 5 + [False] * 5
+    places.open(1)  # four too many are on the wire: nobody goes until they are back
+    for turn in bulk[:4]:
+        turn.back()
+    assert granted(bulk) == [True] * 5 + [False] * 5
+    bulk[4].back()
+    assert granted(bulk) == [True] * 6 + [False] * 4
+    places.open(8)
+    assert granted(bulk) == [True] * 10

@@ -23,7 +23,8 @@ from daemon.inspector import AHEAD, GRACE_S
 from daemon.ledger import Exchange, word
 from daemon.outbox import Wish
 from daemon.receipts import News, Overrun, ReceiptBook
-from tests.shell.parts import US, Wound, dialect, engine, settings
+from daemon.settings import parse
+from tests.shell.parts import US, Wound, dialect, engine, message, settings
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -326,6 +327,49 @@ async def test_another_daemons_service_is_not_ours_to_refuse(house: House, conne
         clock.go(GRACE_S + 1)
         await made.inspector._strays()
         assert await refused() == {nobodys, theirs}
+
+
+async def test_what_is_too_late_leaves_by_the_thousand_once_one_was_met(house: House, connection: Connection) -> None:
+    """Ended where it stands, in the order of claiming, until what is of use comes; by the row's hour or its service's."""
+
+    async def fill(service: str, many: int, *, useful_s: float | None = None, at_once: bool = False) -> None:
+        await connection.execute(
+            "INSERT INTO outrider.outbox (recipient, service, body, expires_at, send_at)"
+            " SELECT '+12025550101', $1, 'hello', clock_timestamp() + $3::float8 * interval '1 s',"
+            " CASE WHEN $4 THEN now() - interval '1 h' END FROM generate_series(1, $2::integer)",
+            service, many, useful_s, at_once,
+        )  # fmt: skip
+
+    async def left(service: str) -> int:
+        return await connection.fetchval("SELECT count(*) FROM outrider.queue WHERE lane = $1", service) or 0
+
+    configured = parse(
+        {
+            "providers": {"sim": {"kind": "simulator"}},
+            "senders": [{"address": US, "provider": "sim", "type": "long_code", "country": "US"}],
+            "services": {"rows": {"senders": [US]}, "short": {"senders": [US], "validity": "1s"}},
+        }
+    )
+    # Half of them due at one moment: their numbers alone tell how far we are.
+    await fill("rows", 1_500, useful_s=1.0, at_once=True)
+    await fill("rows", 1_500, useful_s=1.0)
+    await fill("rows", 300)
+    await fill("short", 1_200)
+    await asyncio.sleep(1.1)
+    async with house(configured=configured) as made:
+        await made.inspector._outdated()
+        assert (await left("rows"), await left("short")) == (3_300, 1_200)  # nothing was met yet: nothing is looked at
+        made.desk.prepare(message(lane="rows", service="rows", expires_at=made.desk.now() - 1))
+        made.desk.prepare(message(lane="rows", service="rows"))
+        while made.inspector._clearing or made.desk.outdated:
+            await made.inspector._outdated()
+        assert (await left("rows"), await left("short")) == (300, 1_200)
+        made.desk.prepare(message(lane="short", service="short", first_due=made.desk.now() - 2))
+        while made.inspector._clearing or made.desk.outdated:
+            await made.inspector._outdated()
+        assert (await left("rows"), await left("short")) == (300, 0)
+    reasons = await connection.fetch("SELECT DISTINCT status, substr(reason, 1, 9) AS reason FROM outrider.outcome")
+    assert [tuple(row) for row in reasons] == [("expired", "too late:")]
 
 
 # The janitor.

@@ -244,6 +244,7 @@ async def questions(connection: Connection) -> dict[str, list[object]]:
         "doubts": [["doubtful"], ASKED, 20.0],
         "sweep": [["campaign", "other"], [3, 3], ["2999-01-01Z"] * 2, []],
         "suspects": [ASKED],
+        "next_in_lane": ["campaign", 3, "1970-01-01Z", -1, ASKED],
         "ahead_numbers": [top - ASKED, top],
         "free_order": [ASKED, 60.0],
         "lanes": [],
