@@ -18,6 +18,8 @@ import asyncpg
 import orjson
 import structlog
 
+from daemon.pooler import LOST_SESSION, Passing, TransactionPooler, shares_sessions
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
@@ -106,11 +108,19 @@ class Line:
     """One connection for one purpose. One statement at a time; whoever comes meanwhile waits."""
 
     def __init__(
-        self, name: str, dsn: str, *, statements: Sequence[str], hot: bool = False, wary: bool = False
+        self,
+        name: str,
+        dsn: str,
+        *,
+        statements: Sequence[str],
+        pooled: bool = False,
+        hot: bool = False,
+        wary: bool = False,
     ) -> None:
         self.name = name
         self._wary = wary  # a connection lost between two statements is told as DatabaseDown before it is dialled anew
         self._dsn = dsn
+        self._pooled = pooled
         self._settings = {**SETTINGS, **LIMITS, **(HOT_SETTINGS if hot else {})}
         self._statements = tuple(statements)
         self._prepared: dict[str, PreparedStatement[asyncpg.Record]] = {}
@@ -122,8 +132,13 @@ class Line:
         """Run statement *name* in a transaction of its own. Raises DatabaseDown."""
         async with self._lock:
             try:
-                await self._connect()
+                connection = await self._connect()
+                if self._pooled:
+                    return await connection.fetch(statement(name), *arguments, timeout=STATEMENT_TIMEOUT_S)
                 return await self._prepared[name].fetch(*arguments, timeout=STATEMENT_TIMEOUT_S)
+            except LOST_SESSION as lost:
+                await self._hang_up()
+                raise TransactionPooler from lost
             except DOWN as trouble:
                 await self._failed(trouble)
                 raise DatabaseDown(f"{self.name}: {type(trouble).__name__}: {trouble}") from trouble
@@ -150,9 +165,14 @@ class Line:
                 return self._connection
             if self._wary:
                 raise asyncpg.ConnectionDoesNotExistError("it was closed while nobody was asking")
-        connection = await connect(self._dsn, self._settings)
+        connection = await connect(self._dsn, self._settings, pooled=self._pooled, wary=self._wary)
         try:
-            self._prepared = {name: await connection.prepare(statement(name)) for name in self._statements}
+            if type(connection) is Passing:  # to isinstance() the library says yes of every connection
+                async with connection.within():  # kept by nobody: that they can be
+                    for name in self._statements:
+                        await connection.prepare(statement(name))
+            else:
+                self._prepared = {name: await connection.prepare(statement(name)) for name in self._statements}
             self._connection = connection
         finally:
             if self._connection is not connection:
@@ -174,14 +194,23 @@ class Line:
             connection.terminate()
 
 
-async def connect(dsn: str, settings: Mapping[str, str] = SETTINGS) -> asyncpg.Connection[asyncpg.Record]:
+async def connect(
+    dsn: str, settings: Mapping[str, str] = SETTINGS, *, pooled: bool = False, wary: bool = False
+) -> asyncpg.Connection[asyncpg.Record]:
     """A connection as every part of Outrider wants it: UTC, JSON by orjson, a bounded wait."""
     connection: asyncpg.Connection[asyncpg.Record] = await asyncpg.connect(
-        dsn, timeout=CONNECT_TIMEOUT_S, command_timeout=STATEMENT_TIMEOUT_S
+        dsn,
+        timeout=CONNECT_TIMEOUT_S,
+        command_timeout=STATEMENT_TIMEOUT_S,
+        statement_cache_size=0 if pooled else 100,  # 100 is the library's own
+        connection_class=Passing if pooled else asyncpg.Connection,
     )
     try:
-        # Not in the startup packet: a pooler refuses what it does not know there, or drops it without a word.
-        await connection.execute(SET, list(settings), list(settings.values()))
+        if type(connection) is Passing:
+            await connection.settle(settings, wary=wary)
+        else:
+            # Not in the startup packet: a pooler refuses what it does not know there, or drops it without a word.
+            await connection.execute(SET, list(settings), list(settings.values()))
         await connection.set_type_codec("jsonb", schema="pg_catalog", encoder=_dumps, decoder=orjson.loads)
     except BaseException:
         connection.terminate()
@@ -189,10 +218,21 @@ async def connect(dsn: str, settings: Mapping[str, str] = SETTINGS) -> asyncpg.C
     return connection
 
 
-async def dial(dsn: str) -> asyncpg.Connection[asyncpg.Record]:
+async def dial(dsn: str, *, pooled: bool = False) -> asyncpg.Connection[asyncpg.Record]:
     """A connection of one's own, for once. Raises DatabaseDown."""
     try:
-        return await connect(dsn)
+        return await connect(dsn, pooled=pooled)
+    except DOWN as trouble:
+        raise DatabaseDown(f"{type(trouble).__name__}: {trouble}") from trouble
+
+
+async def as_said(dsn: str, *, pooled: bool, listen: str | None) -> None:
+    """Are the addresses what the configuration says of them? Raises TransactionPooler or DatabaseDown."""
+    try:
+        if not pooled and await shares_sessions(dsn, timeout_s=CONNECT_TIMEOUT_S):
+            raise TransactionPooler
+        if listen is not None and await shares_sessions(listen, timeout_s=CONNECT_TIMEOUT_S):
+            raise TransactionPooler("listen_url")
     except DOWN as trouble:
         raise DatabaseDown(f"{type(trouble).__name__}: {trouble}") from trouble
 

@@ -30,7 +30,8 @@ EVENTS: Mapping[str, tuple[str, ...]] = {
     "database.lost": ("line", "error"),
     "vacuum.held": ("who", "age_s", "hint"),  # an old transaction of somebody's keeps dead rows
     "schema.migrated": ("step",),
-    "schema.refused": ("reason",),  # outside the range this version knows
+    "database.refused": ("reason",),  # a schema outside the range this version knows; a pooler nobody told of
+    "database.unheard": ("hint",),  # behind a transaction pooler without a direct address: no NOTIFY
     "lease.taken": ("group", "epoch"),
     "lease.given": ("group", "epoch"),  # back: it is another daemon's share, or we are stopping
     "lease.lost": ("group", "epoch"),

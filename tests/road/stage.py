@@ -43,12 +43,14 @@ class Cast:
     intents: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
     in_hand: int = 2000
     templates: Mapping[str, str] = field(default_factory=dict)
+    database: Mapping[str, str] = field(default_factory=dict)  # what else [database] says
 
     def toml(
         self, *, dsn: str, base_url: str, state: Path, public: int, operator: int, called_at: int | None = None
     ) -> str:
         lines = [
             f"[database]\nurl = {json.dumps(dsn)}",
+            *(f"{key} = {json.dumps(value)}" for key, value in self.database.items()),
             f"[daemon]\nstate = {json.dumps(str(state))}\nlog_format = 'json'\nin_hand = {self.in_hand}",
             f"[web.public]\nport = {public}\nurl = 'http://127.0.0.1:{called_at or public}'\n[web.operator]\nport = {operator}",
             "[providers.sim]\nkind = 'simulator'",

@@ -91,13 +91,13 @@ class Ground:
 
 
 @asynccontextmanager
-async def stage(home: Path, folder: Path, faults: Faults) -> AsyncIterator[tuple[Ground, Stage]]:
+async def stage(home: Path, folder: Path, faults: Faults, cast: Cast = CAST) -> AsyncIterator[tuple[Ground, Stage]]:
     ground = await asyncio.to_thread(Ground, home)
     connection = await asyncpg.connect(ground.dsn)
     await migrate(connection, report=lambda _line: None)
     await connection.close()
     try:
-        async with Stage.set_up(CAST, folder, ground.dsn, faults=faults) as road:
+        async with Stage.set_up(cast, folder, ground.dsn, faults=faults) as road:
             yield ground, road
     finally:
         await asyncio.to_thread(ground.stop)
