@@ -213,9 +213,9 @@ class App:
                 await self._engine.open(embedded=self._settings.database.embedded)
                 break
             except (DatabaseDown, OSError) as down:
-                if not complained:
+                if not complained and isinstance(down, DatabaseDown):  # of a full disk the dispatch log has told
                     log.error("database.unreachable", error=str(down), hint="trying again until it answers")
-                complained = True
+                    complained = True
                 await sleep_unless(stop, pause)
                 pause = min(pause * 2, RETRY_MAX_S)
         else:

@@ -80,6 +80,7 @@ _STILL_UP = (
     asyncpg.LockNotAvailableError,
     asyncpg.SerializationError,
     asyncpg.DeadlockDetectedError,
+    asyncpg.DiskFullError,
 )
 
 
@@ -127,6 +128,7 @@ class Line:
         self._connection: asyncpg.Connection[asyncpg.Record] | None = None
         self._lock = asyncio.Lock()
         self.up = False  # whether the last statement reached Postgres
+        self.full: str | None = None  # the statement for which Postgres has no room on its disk, until it has
 
     async def fetch(self, name: str, *arguments: object) -> list[asyncpg.Record]:
         """Run statement *name* in a transaction of its own. Raises DatabaseDown."""
@@ -134,14 +136,19 @@ class Line:
             try:
                 connection = await self._connect()
                 if self._pooled:
-                    return await connection.fetch(statement(name), *arguments, timeout=STATEMENT_TIMEOUT_S)
-                return await self._prepared[name].fetch(*arguments, timeout=STATEMENT_TIMEOUT_S)
+                    rows = await connection.fetch(statement(name), *arguments, timeout=STATEMENT_TIMEOUT_S)
+                else:
+                    rows = await self._prepared[name].fetch(*arguments, timeout=STATEMENT_TIMEOUT_S)
             except LOST_SESSION as lost:
                 await self._hang_up()
                 raise TransactionPooler from lost
             except DOWN as trouble:
-                await self._failed(trouble)
+                await self._failed(trouble, name)
                 raise DatabaseDown(f"{self.name}: {type(trouble).__name__}: {trouble}") from trouble
+            if self.full == name:
+                log.info("database.roomy", line=self.name)
+                self.full = None
+            return rows
 
     async def ask(self, query: str, *arguments: object) -> list[asyncpg.Record]:
         """Run *query*, which is not worth preparing. Raises DatabaseDown."""
@@ -180,7 +187,10 @@ class Line:
         self.up = True
         return connection
 
-    async def _failed(self, trouble: BaseException) -> None:
+    async def _failed(self, trouble: BaseException, name: str | None = None) -> None:
+        if isinstance(trouble, asyncpg.DiskFullError) and name is not None and self.full is None:
+            log.error("database.full", line=self.name, error=str(trouble), hint="trying again until there is room")
+            self.full = name
         if isinstance(trouble, _STILL_UP):
             return
         if self.up:

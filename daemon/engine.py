@@ -223,10 +223,17 @@ class Engine:
                 await line.close()
             self.journal.close()
 
+    @property
+    def full(self) -> Mapping[str, str | None]:
+        """What has no room, and why."""
+        lines = (self.claims, self.settlements, self.receipts, self.chores)
+        state = self.journal.full and f"the dispatch log cannot be written: {self.journal.full}"
+        return {"state": state, "database": "Postgres's disk is full" if any(one.full for one in lines) else None}
+
     def wishes(self, levels: frozenset[int]) -> list[Wish]:
         """What the senders can use soon, by lane and level."""
         now = self._clock.tick()
-        if self.desk.held or self.desk.paused("all"):
+        if self.desk.held or self.desk.paused("all") or self.journal.full:
             return []
         return [
             Wish(group.name, lane, level, room)

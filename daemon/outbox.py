@@ -160,7 +160,7 @@ class Outbox:
         marks = [self._mark(wish) for wish in wishes]
         fences = self.fences()
         self._rewound.clear()
-        self._asking = frozenset(wish.grp for wish in wishes)
+        self._asking, asked_at = frozenset(wish.grp for wish in wishes), self._tick()
         try:
             rows = await self._line.fetch(
                 "claim", self._owner,
@@ -170,6 +170,7 @@ class Outbox:
         finally:
             self._asking = frozenset()
         tick = self._tick()
+        self._observer.answered(tick - asked_at)
         messages = []
         for row in rows:
             message, mark = _message(row, tick)
