@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import time
 from functools import cache
 from importlib import resources
 from typing import TYPE_CHECKING, Any
@@ -29,6 +30,7 @@ log = structlog.get_logger()
 
 CONNECT_TIMEOUT_S = 5.0
 STATEMENT_TIMEOUT_S = 15.0
+ROOM_S = 5.0  # a disk is called full until no statement has found it so for so long: one that writes nothing never does
 RETRY_MIN_S, RETRY_MAX_S = 0.1, 1.0  # a database that is back is used within a second
 
 # A generic plan, and no way to leave the indexes: on a table analysed at a bad moment the planner took a sequential
@@ -129,6 +131,7 @@ class Line:
         self._lock = asyncio.Lock()
         self.up = False  # whether the last statement reached Postgres
         self.full: str | None = None  # the statement for which Postgres has no room on its disk, until it has
+        self._full_at = 0.0
 
     async def fetch(self, name: str, *arguments: object) -> list[asyncpg.Record]:
         """Run statement *name* in a transaction of its own. Raises DatabaseDown."""
@@ -145,7 +148,7 @@ class Line:
             except DOWN as trouble:
                 await self._failed(trouble, name)
                 raise DatabaseDown(f"{self.name}: {type(trouble).__name__}: {trouble}") from trouble
-            if self.full == name:
+            if self.full == name and time.monotonic() - self._full_at > ROOM_S:
                 log.info("database.roomy", line=self.name)
                 self.full = None
             return rows
@@ -188,9 +191,10 @@ class Line:
         return connection
 
     async def _failed(self, trouble: BaseException, name: str | None = None) -> None:
-        if isinstance(trouble, asyncpg.DiskFullError) and name is not None and self.full is None:
-            log.error("database.full", line=self.name, error=str(trouble), hint="trying again until there is room")
-            self.full = name
+        if isinstance(trouble, asyncpg.DiskFullError) and name is not None:
+            if self.full is None:
+                log.error("database.full", line=self.name, error=str(trouble), hint="trying again until there is room")
+            self.full, self._full_at = name, time.monotonic()
         if isinstance(trouble, _STILL_UP):
             return
         if self.up:

@@ -18,8 +18,7 @@ import pytest
 
 from daemon.migrate import migrate
 from tests.road import small
-from tests.road.stage import Cast, Stage
-from tests.road.test_outage import cpu_s
+from tests.road.stage import Cast, Stage, cpu_s
 from tests.road.test_postgres import TOLD, Ground, home, judged, stage
 
 if TYPE_CHECKING:

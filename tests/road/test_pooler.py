@@ -26,8 +26,7 @@ import pytest
 
 from daemon.database import HOT_SETTINGS
 from daemon.simulator import AUTH_TOKEN
-from tests.road.stage import Cast, free_ports
-from tests.road.test_outage import cpu_s
+from tests.road.stage import Cast, cpu_s, free_ports
 from tests.road.test_postgres import CAST, SILENT, TOLD, again, confirm, fail_over, home, judged, stage
 
 if TYPE_CHECKING:
