@@ -62,17 +62,20 @@ class Passing(_Connection):
     @asynccontextmanager
     async def within(self) -> AsyncIterator[None]:
         """A transaction, with the settings. Only one that Postgres itself has refused is rolled back in good order."""
+        ended = False
         try:
             await self.execute(self._begin)
             yield
             await self.execute("COMMIT")
+            ended = True
         except (asyncpg.PostgresError, asyncpg.InterfaceError):
             if not self.is_closed():
                 await self.execute("ROLLBACK")
+                ended = True
             raise
-        except BaseException:
-            self.terminate()
-            raise
+        finally:
+            if not ended:  # timed out, cancelled, cut off: nobody knows where it stands
+                self.terminate()
 
     async def fetch(self, query: str, *args: object, **options: Any) -> list[asyncpg.Record]:  # type: ignore[override]
         """Rows."""

@@ -61,7 +61,8 @@ async def report(dsn: str) -> AsyncIterator[int]:
 @pytest.mark.long
 @pytest.mark.timeout(400)
 async def test_claims_stay_quick_and_the_culprit_is_named(database: str, tmp_path: Path) -> None:
-    cast = Cast(senders={"72345": RATE}, services={"otp": ["72345"]})
+    senders = {f"7234{number}": 100.0 for number in range(3)}
+    cast = Cast(senders=senders, services={"otp": list(senders)})
     async with Stage.set_up(cast, tmp_path, database, faults=FAULTS) as road, report(database) as holder:
         await road.insert(RATE, service="otp", intent="delivery")
         async with road.connection.transaction():
