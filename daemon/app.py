@@ -29,6 +29,7 @@ from daemon.journal import Journal, StateFolderInUse
 from daemon.metrics import Metrics
 from daemon.migrate import SchemaError
 from daemon.observer import Observer
+from daemon.pooler import TransactionPooler
 from daemon.providers.twilio import Twilio, basic
 from daemon.pulse import Pulse
 from daemon.settings import SettingsError, Simulator, describe_difference, load
@@ -182,19 +183,23 @@ class App:
             Stage(engine.auditor, after=self._opened, until=stop),
             Stage(engine.keeper, after=self._opened, until=stop),
             Stage(Pulse(engine, self._observer), until=written),
-            Stage(Ear(settings.database.listen_url or self._dsn, engine.outbox.wake), after=self._opened, until=stop),
             Stage(_Late(self._public, "public"), after=self._opened, until=written),
             self,
         ]
+        if settings.database.deaf:
+            log.info("database.unheard", hint="NOTIFY does not pass the pooler: polling alone; [database] listen_url")
+        else:
+            ear = Ear(settings.database.listen_url or self._dsn, engine.outbox.wake)
+            services.append(Stage(ear, after=self._opened, until=stop))
         try:
             await supervise(services, stop=stop, grace_s=settings.daemon.drain_s)
         except ExceptionGroup as trouble:  # each one has been told, with its traceback
-            schema, other = trouble.split(SchemaError)
-            if schema is not None:
-                log.error("schema.refused", reason="; ".join(map(str, schema.exceptions)))
+            refused, other = trouble.split((SchemaError, TransactionPooler))
+            if refused is not None:
+                log.error("database.refused", reason="; ".join(map(str, refused.exceptions)))
             if other is not None:
                 log.error("daemon.failed", reasons=list(map(repr, other.exceptions)))
-            return FAILED if schema is None else BAD_CONFIGURATION
+            return FAILED if refused is None else BAD_CONFIGURATION
         finally:
             self._observer.stopped()
             await self._close()
@@ -208,9 +213,9 @@ class App:
                 await self._engine.open(embedded=self._settings.database.embedded)
                 break
             except (DatabaseDown, OSError) as down:
-                if not complained:
+                if not complained and isinstance(down, DatabaseDown):  # of a full disk the dispatch log has told
                     log.error("database.unreachable", error=str(down), hint="trying again until it answers")
-                complained = True
+                    complained = True
                 await sleep_unless(stop, pause)
                 pause = min(pause * 2, RETRY_MAX_S)
         else:

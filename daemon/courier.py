@@ -112,8 +112,7 @@ class Courier:
         tick = self._desk.tick()
         try:
             self._journal.dispatched(message.id, message.attempt, sender, message.segments, tick)
-        except OSError as full:  # what is not written down does not leave
-            log.error("journal.failed", error=str(full))
+        except OSError:  # what is not written down does not leave; the log itself has said why
             reason = "held: the dispatch log cannot be written"
             raise Withdrawn(Again(self._desk.now() + UNLOGGED_S, reason, spent=False)) from None
         turn.left(tick)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import time
 from functools import cache
 from importlib import resources
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,8 @@ from typing import TYPE_CHECKING, Any
 import asyncpg
 import orjson
 import structlog
+
+from daemon.pooler import LOST_SESSION, Passing, TransactionPooler, shares_sessions
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -27,6 +30,7 @@ log = structlog.get_logger()
 
 CONNECT_TIMEOUT_S = 5.0
 STATEMENT_TIMEOUT_S = 15.0
+ROOM_S = 5.0  # a disk is called full until no statement has found it so for so long: one that writes nothing never does
 RETRY_MIN_S, RETRY_MAX_S = 0.1, 1.0  # a database that is back is used within a second
 
 # A generic plan, and no way to leave the indexes: on a table analysed at a bad moment the planner took a sequential
@@ -78,6 +82,7 @@ _STILL_UP = (
     asyncpg.LockNotAvailableError,
     asyncpg.SerializationError,
     asyncpg.DeadlockDetectedError,
+    asyncpg.DiskFullError,
 )
 
 
@@ -106,27 +111,47 @@ class Line:
     """One connection for one purpose. One statement at a time; whoever comes meanwhile waits."""
 
     def __init__(
-        self, name: str, dsn: str, *, statements: Sequence[str], hot: bool = False, wary: bool = False
+        self,
+        name: str,
+        dsn: str,
+        *,
+        statements: Sequence[str],
+        pooled: bool = False,
+        hot: bool = False,
+        wary: bool = False,
     ) -> None:
         self.name = name
         self._wary = wary  # a connection lost between two statements is told as DatabaseDown before it is dialled anew
         self._dsn = dsn
+        self._pooled = pooled
         self._settings = {**SETTINGS, **LIMITS, **(HOT_SETTINGS if hot else {})}
         self._statements = tuple(statements)
         self._prepared: dict[str, PreparedStatement[asyncpg.Record]] = {}
         self._connection: asyncpg.Connection[asyncpg.Record] | None = None
         self._lock = asyncio.Lock()
         self.up = False  # whether the last statement reached Postgres
+        self.full: str | None = None  # the statement for which Postgres has no room on its disk, until it has
+        self._full_at = 0.0
 
     async def fetch(self, name: str, *arguments: object) -> list[asyncpg.Record]:
         """Run statement *name* in a transaction of its own. Raises DatabaseDown."""
         async with self._lock:
             try:
-                await self._connect()
-                return await self._prepared[name].fetch(*arguments, timeout=STATEMENT_TIMEOUT_S)
+                connection = await self._connect()
+                if self._pooled:
+                    rows = await connection.fetch(statement(name), *arguments, timeout=STATEMENT_TIMEOUT_S)
+                else:
+                    rows = await self._prepared[name].fetch(*arguments, timeout=STATEMENT_TIMEOUT_S)
+            except LOST_SESSION as lost:
+                await self._hang_up()
+                raise TransactionPooler from lost
             except DOWN as trouble:
-                await self._failed(trouble)
+                await self._failed(trouble, name)
                 raise DatabaseDown(f"{self.name}: {type(trouble).__name__}: {trouble}") from trouble
+            if self.full == name and time.monotonic() - self._full_at > ROOM_S:
+                log.info("database.roomy", line=self.name)
+                self.full = None
+            return rows
 
     async def ask(self, query: str, *arguments: object) -> list[asyncpg.Record]:
         """Run *query*, which is not worth preparing. Raises DatabaseDown."""
@@ -150,9 +175,14 @@ class Line:
                 return self._connection
             if self._wary:
                 raise asyncpg.ConnectionDoesNotExistError("it was closed while nobody was asking")
-        connection = await connect(self._dsn, self._settings)
+        connection = await connect(self._dsn, self._settings, pooled=self._pooled, wary=self._wary)
         try:
-            self._prepared = {name: await connection.prepare(statement(name)) for name in self._statements}
+            if type(connection) is Passing:  # to isinstance() the library says yes of every connection
+                async with connection.within():  # kept by nobody: that they can be
+                    for name in self._statements:
+                        await connection.prepare(statement(name))
+            else:
+                self._prepared = {name: await connection.prepare(statement(name)) for name in self._statements}
             self._connection = connection
         finally:
             if self._connection is not connection:
@@ -160,7 +190,11 @@ class Line:
         self.up = True
         return connection
 
-    async def _failed(self, trouble: BaseException) -> None:
+    async def _failed(self, trouble: BaseException, name: str | None = None) -> None:
+        if isinstance(trouble, asyncpg.DiskFullError) and name is not None:
+            if self.full is None:
+                log.error("database.full", line=self.name, error=str(trouble), hint="trying again until there is room")
+            self.full, self._full_at = name, time.monotonic()
         if isinstance(trouble, _STILL_UP):
             return
         if self.up:
@@ -174,14 +208,23 @@ class Line:
             connection.terminate()
 
 
-async def connect(dsn: str, settings: Mapping[str, str] = SETTINGS) -> asyncpg.Connection[asyncpg.Record]:
+async def connect(
+    dsn: str, settings: Mapping[str, str] = SETTINGS, *, pooled: bool = False, wary: bool = False
+) -> asyncpg.Connection[asyncpg.Record]:
     """A connection as every part of Outrider wants it: UTC, JSON by orjson, a bounded wait."""
     connection: asyncpg.Connection[asyncpg.Record] = await asyncpg.connect(
-        dsn, timeout=CONNECT_TIMEOUT_S, command_timeout=STATEMENT_TIMEOUT_S
+        dsn,
+        timeout=CONNECT_TIMEOUT_S,
+        command_timeout=STATEMENT_TIMEOUT_S,
+        statement_cache_size=0 if pooled else 100,  # 100 is the library's own
+        connection_class=Passing if pooled else asyncpg.Connection,
     )
     try:
-        # Not in the startup packet: a pooler refuses what it does not know there, or drops it without a word.
-        await connection.execute(SET, list(settings), list(settings.values()))
+        if type(connection) is Passing:
+            await connection.settle(settings, wary=wary)
+        else:
+            # Not in the startup packet: a pooler refuses what it does not know there, or drops it without a word.
+            await connection.execute(SET, list(settings), list(settings.values()))
         await connection.set_type_codec("jsonb", schema="pg_catalog", encoder=_dumps, decoder=orjson.loads)
     except BaseException:
         connection.terminate()
@@ -189,10 +232,21 @@ async def connect(dsn: str, settings: Mapping[str, str] = SETTINGS) -> asyncpg.C
     return connection
 
 
-async def dial(dsn: str) -> asyncpg.Connection[asyncpg.Record]:
+async def dial(dsn: str, *, pooled: bool = False) -> asyncpg.Connection[asyncpg.Record]:
     """A connection of one's own, for once. Raises DatabaseDown."""
     try:
-        return await connect(dsn)
+        return await connect(dsn, pooled=pooled)
+    except DOWN as trouble:
+        raise DatabaseDown(f"{type(trouble).__name__}: {trouble}") from trouble
+
+
+async def as_said(dsn: str, *, pooled: bool, listen: str | None) -> None:
+    """Are the addresses what the configuration says of them? Raises TransactionPooler or DatabaseDown."""
+    try:
+        if not pooled and await shares_sessions(dsn, timeout_s=CONNECT_TIMEOUT_S):
+            raise TransactionPooler
+        if listen is not None and await shares_sessions(listen, timeout_s=CONNECT_TIMEOUT_S):
+            raise TransactionPooler("listen_url")
     except DOWN as trouble:
         raise DatabaseDown(f"{type(trouble).__name__}: {trouble}") from trouble
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import socket
 from datetime import UTC, datetime
+from functools import partial
 from typing import TYPE_CHECKING
 
 import structlog
@@ -20,7 +21,7 @@ from daemon.auditor import STATEMENTS as AUDITOR
 from daemon.auditor import Auditor
 from daemon.core.routing import Sender
 from daemon.courier import Courier
-from daemon.database import DOWN, DatabaseDown, Line, dial
+from daemon.database import DOWN, DatabaseDown, Line, as_said, dial
 from daemon.desk import Desk
 from daemon.fleet import Fleet
 from daemon.inspector import STATEMENTS as INSPECTOR
@@ -84,7 +85,7 @@ class Engine:
         self._dsn = dsn
         self.journal = journal
         self._memory = memory
-        self.claims, self.settlements, self.receipts, self.chores, self.looks, self.books = _lines(dsn)
+        self.claims, self.settlements, self.receipts, self.chores, self.looks, self.books = _lines(dsn, settings)
         self.gates = gates
         self.lanes = Lanes(tick=clock.tick, places={name: gate.places for name, gate in gates.items()})
         self.desk = desk = Desk(settings, clock, observer=observer)
@@ -92,6 +93,7 @@ class Engine:
         self.outbox = Outbox(
             self.claims, owner=owner, wishes=self.wishes, fences=lambda: self.leases.held, deliver=self._deliver,
             look_home=self.look_home, observer=observer, in_hand_max=settings.daemon.in_hand, tick=clock.tick,
+            deaf=settings.database.deaf,
         )  # fmt: skip
         self.ledger = Ledger(self.settlements, journal, self.outbox, owner=owner, observer=observer)
         self.recovery = Recovery(
@@ -118,7 +120,7 @@ class Engine:
         self.janitor = Janitor(
             self.looks, desk, self.leases, self.gates, observer, questions=questions, woken=self.outbox.wake
         )
-        self.keeper = Keeper(self._dsn, desk)
+        self.keeper = Keeper(self._dsn, desk, pooled=self.settings.database.pooled)
         self.book = ReceiptBook(self.receipts, observer)
         self.reconciler = Reconciler(
             self.looks, self.books, desk, self.gates, book=self.book, questions=questions, observer=observer
@@ -146,8 +148,14 @@ class Engine:
         self.outbox.wake()
 
     async def open(self, *, embedded: bool) -> None:
-        """Everything that must be true before the first claim. Raises DatabaseDown (ask again) or SchemaError."""
-        connection = await dial(self._dsn)
+        """
+        Everything that must be true before the first claim.
+
+        Raises DatabaseDown (ask again), SchemaError, or TransactionPooler.
+        """
+        database = self.settings.database
+        await as_said(self._dsn, pooled=database.pooled, listen=database.listen_url)
+        connection = await dial(self._dsn, pooled=database.pooled)
         try:
             if embedded:
                 await migrate.migrate(connection, report=lambda step: log.info("schema.migrated", step=step))
@@ -215,10 +223,17 @@ class Engine:
                 await line.close()
             self.journal.close()
 
+    @property
+    def full(self) -> Mapping[str, str | None]:
+        """What has no room, and why."""
+        lines = (self.claims, self.settlements, self.receipts, self.chores)
+        state = self.journal.full and f"the dispatch log cannot be written: {self.journal.full}"
+        return {"state": state, "database": "Postgres's disk is full" if any(one.full for one in lines) else None}
+
     def wishes(self, levels: frozenset[int]) -> list[Wish]:
         """What the senders can use soon, by lane and level."""
         now = self._clock.tick()
-        if self.desk.held or self.desk.paused("all"):
+        if self.desk.held or self.desk.paused("all") or self.journal.full:
             return []
         return [
             Wish(group.name, lane, level, room)
@@ -270,15 +285,16 @@ class Engine:
         self._levels_published = True
 
 
-def _lines(dsn: str) -> tuple[Line, ...]:
+def _lines(dsn: str, settings: Settings) -> tuple[Line, ...]:
+    line = partial(Line, dsn=dsn, pooled=settings.database.pooled)
     return (
         # Wary: what answers now may be another database than a moment ago (outbox.py looks home before it claims).
-        Line("claims", dsn, statements=OUTBOX, hot=True, wary=True),
-        Line("settlements", dsn, statements=LEDGER, hot=True),
-        Line("receipts", dsn, statements=("receive", "inbound"), hot=True),
-        Line("chores", dsn, statements=(*LEASES, *RECOVERY, *SIGNALS, "announce")),
-        Line("looks", dsn, statements=(*INSPECTOR, *JANITOR, *RECONCILER), hot=True),
-        Line("books", dsn, statements=(*RECONCILER_SLOW, *AUDITOR)),
+        line("claims", statements=OUTBOX, hot=True, wary=True),
+        line("settlements", statements=LEDGER, hot=True),
+        line("receipts", statements=("receive", "inbound"), hot=True),
+        line("chores", statements=(*LEASES, *RECOVERY, *SIGNALS, "announce")),
+        line("looks", statements=(*INSPECTOR, *JANITOR, *RECONCILER), hot=True),
+        line("books", statements=(*RECONCILER_SLOW, *AUDITOR)),
     )
 
 

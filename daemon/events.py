@@ -28,9 +28,12 @@ EVENTS: Mapping[str, tuple[str, ...]] = {
     "database.strange": ("reason",),  # it is not: nothing is sent until a person has spoken
     "database.unreachable": ("error", "hint"),
     "database.lost": ("line", "error"),
+    "database.full": ("line", "error", "hint"),  # Postgres's disk: said once for each line
+    "database.roomy": ("line",),  # it is not any more
     "vacuum.held": ("who", "age_s", "hint"),  # an old transaction of somebody's keeps dead rows
     "schema.migrated": ("step",),
-    "schema.refused": ("reason",),  # outside the range this version knows
+    "database.refused": ("reason",),  # a schema outside the range this version knows; a pooler nobody told of
+    "database.unheard": ("hint",),  # behind a transaction pooler without a direct address: no NOTIFY
     "lease.taken": ("group", "epoch"),
     "lease.given": ("group", "epoch"),  # back: it is another daemon's share, or we are stopping
     "lease.lost": ("group", "epoch"),
@@ -38,7 +41,8 @@ EVENTS: Mapping[str, tuple[str, ...]] = {
     "signal.heard": ("kind", "message_id", "what"),
     # messages; never one line per message above debug, except for our own faults
     "claims.reconciled": ("group", "free"),  # and how many went which way
-    "journal.failed": ("error",),  # the dispatch log cannot be written: what would leave now is held
+    "journal.failed": ("error", "hint"),  # the dispatch log cannot be written: what would leave now is held
+    "journal.mended": (),
     "courier.stumbled": ("message_id",),  # our own fault: the message is parked
     "rows.refused": ("count", "first_reason"),  # the inspector ended rows early
     "anomaly.found": ("kind", "message_id", "reference", "reason", "count"),  # one line a minute for each kind

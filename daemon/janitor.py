@@ -111,7 +111,7 @@ class Janitor:
 
     async def _look_at_the_horizon(self) -> None:
         fresh = self._horizon.seen(await self._line.fetch("horizon"))
-        self._observer.vacuum_held = str(self._horizon.culprit) if self._horizon.culprit else None
+        self._observer.vacuum_held = self._horizon.culprit
         if fresh is not None:
             self._observer.trouble(str(fresh))
 

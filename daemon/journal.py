@@ -26,15 +26,19 @@ import mmap
 import os
 import struct
 import zlib
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 from uuid import UUID
 
 import orjson
+import structlog
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
     from pathlib import Path
+
+log = structlog.get_logger()
 
 FILE_BYTES = 8 << 20  # one file: about 22,000 messages; reserved on the disk when it is made
 RECORD_BYTES_MAX = 1024  # no record is longer, so more than this after the end is damage
@@ -91,6 +95,7 @@ class Journal:
         self._boot_id = boot_id
         self._owner = owner  # the daemon whose folder it is: another's log says nothing about ours
         self._lock = _lock(folder / "lock")
+        self.full: str | None = None  # why it cannot be written, while it cannot: said once, and nothing leaves
         self._map: mmap.mmap | None = None
         self._at = 0
         self._number = self._first = 0  # the present file; the first of this run
@@ -117,6 +122,12 @@ class Journal:
     def open(self) -> None:
         """Start a new file; older ones stay until :meth:`forget_old`. Raises OSError when the disk is full."""
         self._roll()
+
+    def mend(self) -> None:
+        """If it could not be written: perhaps there is room now."""
+        if self.full is not None:
+            with suppress(OSError):
+                self._roll()
 
     def forget_old(self) -> None:
         """Remove the files of earlier runs, once everything they say has been reconciled."""
@@ -188,7 +199,16 @@ class Journal:
         self._at = _write(self._map, self._at, kind, payload)
 
     def _roll(self) -> None:
-        fresh = self._reserve()
+        try:
+            fresh = self._reserve()
+        except OSError as full:
+            if self.full is None:
+                log.error("journal.failed", error=str(full), hint="nothing leaves until it can be written")
+            self.full = str(full)
+            raise
+        if self.full is not None:
+            log.info("journal.mended")
+            self.full = None
         before, end = self._map, self._at
         self._map, self._at = fresh, _BEGIN
         self._number += 1

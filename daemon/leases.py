@@ -170,8 +170,7 @@ class Leases:
         taken = Taken(grp, epoch, senders, *last)
         try:
             self._journal.leased(grp, taken.epoch)
-        except OSError as full:  # of claims under a lease it does not know the log could not tell
-            log.error("journal.failed", error=str(full))
+        except OSError:  # of claims under a lease it does not know the log could not tell
             self._mute_until = before + MUTE_S  # and another has a chance
             await self._line.fetch("lease_drop", self._owner, [grp], [taken.epoch])
             return

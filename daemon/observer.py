@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from daemon.core.message import Message
     from daemon.core.verdict import Verdict
     from daemon.engine import Engine
+    from daemon.horizon import Culprit
     from daemon.ledger import Exchange
     from daemon.metrics import Metrics
     from daemon.receipts import News
@@ -75,7 +76,7 @@ class Observer:
         self._spreads = {stage: Spread() for stage in Stage}
         self._queue: tuple[Backlog, ...] = ()
         self._in_doubt: int | None = None
-        self.vacuum_held: str | None = None  # by whom, and for how long
+        self.vacuum_held: Culprit | None = None
         self._troubles: deque[Trouble] = deque(maxlen=TROUBLES)
         self.anomalies = Anomalies(metrics, tick=clock.tick, trouble=self.trouble)
         self._books: tuple[Balance, ...] = ()
@@ -89,6 +90,10 @@ class Observer:
     def looked(self) -> None:
         """The outbox has looked for work."""
         self._looked_at = self._clock.tick()
+
+    def answered(self, took_s: float) -> None:
+        """Postgres has answered a claim, with messages or without."""
+        self._metrics.claim.observe(took_s)
 
     def claimed(self, messages: Sequence[Message]) -> None:
         """A claim brought *messages*, or none."""
@@ -274,7 +279,8 @@ class Observer:
             "in_hand": engine.outbox.in_hand,
             "unwritten": engine.ledger.pending,
             "database": engine.claims.up,
-            "vacuum_held": self.vacuum_held,
+            "vacuum_held": str(self.vacuum_held) if self.vacuum_held else None,
+            "full": [why for why in engine.full.values() if why],
         }
         stuck = self._state is State.SERVING and engine.claims.up and tick - self._looked_at > STUCK_S
         unwritten = engine.settlements.up and engine.ledger.pending > 0 and tick - self._written_at > STUCK_S
@@ -283,6 +289,8 @@ class Observer:
     def ready(self) -> tuple[bool, str]:
         """Whether it does its work, and what is missing when it does not."""
         engine = self._running()
+        if full := [why for why in engine.full.values() if why]:
+            return False, "; ".join(full)
         if self._state is State.STARTING:
             return False, "the database does not answer yet"
         if engine.desk.held:
@@ -304,6 +312,9 @@ class Observer:
         for name, gate in engine.gates.items():
             self._metrics.in_flight(name).set(gate.in_flight)
         self._metrics.database_up.set(engine.claims.up)
+        self._metrics.holding(self.vacuum_held)
+        for where, why in engine.full.items():
+            self._metrics.disk_full(where).set(why is not None)
         self._metrics.dispatch_log_size.set(engine.journal.bytes_used)
         return self._metrics.render()
 

@@ -39,6 +39,7 @@ BREATH = 32  # messages sent out before the loop looks at what else is due (its 
 TASTE = 10  # rows asked of a lane and level that brought none the last time, when others want more than there is room
 IDLE_S = 0.25  # how often an idle daemon looks; NOTIFY wakes it for urgent rows
 BUSY_S = 0.05  # how often one looks that had work within the last second: 5 ms cost 16 % of a core
+DEAF_S = 0.025  # how often one looks for urgent rows that no NOTIFY can wake: behind a transaction pooler
 SWEEP_S = 1.0
 # Urgent rows are single inserts that may commit out of order: their mark stays this much behind, so that none has to
 # wait for the sweep. Bulk is swept.
@@ -74,8 +75,10 @@ class Outbox:
         observer: Observer,
         in_hand_max: int,
         tick: Callable[[], float],
+        deaf: bool = False,
     ) -> None:
         self._line = line
+        self._deaf = deaf
         self._owner = owner
         self._wishes = wishes
         self.fences = fences
@@ -140,7 +143,7 @@ class Outbox:
                 continue
             if taken:
                 active_at = loop.time()
-            await self._rest(stop, BUSY_S if loop.time() - active_at < 1.0 else IDLE_S)
+            await self._rest(stop, DEAF_S if self._deaf else BUSY_S if loop.time() - active_at < 1.0 else IDLE_S)
 
     async def _rest(self, stop: asyncio.Event, seconds: float) -> None:
         try:
@@ -161,7 +164,7 @@ class Outbox:
         marks = [self._mark(wish) for wish in wishes]
         fences = self.fences()
         self._rewound.clear()
-        self._asking = frozenset(wish.grp for wish in wishes)
+        self._asking, asked_at = frozenset(wish.grp for wish in wishes), self._tick()
         try:
             rows = await self._line.fetch(
                 "claim", self._owner,
@@ -171,6 +174,7 @@ class Outbox:
         finally:
             self._asking = frozenset()
         tick = self._tick()
+        self._observer.answered(tick - asked_at)
         messages = []
         for row in rows:
             message, mark = _message(row, tick)

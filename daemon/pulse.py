@@ -40,6 +40,7 @@ class Pulse:
             self._observer.beat(lag_s=max(loop.time() - expected, 0.0))
             expected = loop.time() + BEAT_S
             self._engine.lanes.recover(BEAT_S)
+            self._engine.journal.mend()
             for gate in self._engine.gates.values():
                 gate.watch()
             if self._observer.health().progressing:

@@ -46,8 +46,8 @@ class Keeper:
 
     name = "retention"
 
-    def __init__(self, dsn: str, desk: Desk) -> None:
-        self._line = Line("retention", dsn, statements=STATEMENTS)
+    def __init__(self, dsn: str, desk: Desk, *, pooled: bool = False) -> None:
+        self._line = Line("retention", dsn, statements=STATEMENTS, pooled=pooled)
         self._desk = desk
         self._published: Retention | None = None
         self._weeks_at = 0.0

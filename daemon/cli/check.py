@@ -28,6 +28,7 @@ class Findings(TypedDict):
     config: str
     database: str
     reachable: bool
+    pooler: str
     schema: str
     clock_difference_s: float | None
     services: list[dict[str, object]]
@@ -99,6 +100,7 @@ def summary(settings: Settings, place: Path) -> Findings:
         config=str(place),
         database=mask_dsn(settings.database.url),
         reachable=False,
+        pooler="unknown",
         schema="unknown",
         clock_difference_s=None,
         services=services,
@@ -111,21 +113,27 @@ def summary(settings: Settings, place: Path) -> Findings:
 async def _look_at_database(settings: Settings, found: Findings) -> int:
     """Fill in what the database says; returns the exit code."""
     from daemon import migrate
+    from daemon.database import DatabaseDown
     from daemon.embedded import EmbeddedError
+    from daemon.pooler import TransactionPooler
 
     if settings.database.embedded and not (settings.daemon.state / "postgres").exists():
         found["schema"] = "none yet: the first run makes it"
         return 0
     try:
         async with address(settings) as dsn:
-            connection = await dial(dsn)
+            connection = await dial(dsn, pooled=True)  # so it is asked well in either case
             try:
+                await _ask_for_pooler(settings, dsn, found)
                 before = time.time()
                 theirs = await connection.fetchval(queries.CLOCK)
                 found["reachable"] = True
                 found["clock_difference_s"] = round(theirs.timestamp() - (before + time.time()) / 2, 3)
                 await migrate.check(connection)
                 found["schema"] = "as it should be"
+            except (DatabaseDown, TransactionPooler) as misled:
+                found["problems"].append(str(misled))
+                return BAD_CONFIGURATION if isinstance(misled, TransactionPooler) else FAILED
             except migrate.SchemaError as mismatch:
                 found["schema"] = "wrong"
                 found["problems"] += str(mismatch).splitlines()
@@ -142,6 +150,22 @@ async def _look_at_database(settings: Settings, found: Findings) -> int:
     if abs(apart) > CLOCK_LIMIT_S:
         found["problems"].append(f"the database's clock is {apart:+.1f} s off ours: synchronise both (NTP)")
     return 0
+
+
+async def _ask_for_pooler(settings: Settings, dsn: str, found: Findings) -> None:
+    """Is there a transaction pooler, and does the configuration know? Raises TransactionPooler or DatabaseDown."""
+    from daemon.database import CONNECT_TIMEOUT_S, as_said
+    from daemon.pooler import shares_sessions
+
+    database = settings.database
+    await as_said(dsn, pooled=database.pooled, listen=database.listen_url)
+    if not database.pooled:
+        found["pooler"] = "none, or one that keeps sessions"
+    elif await shares_sessions(dsn, timeout_s=CONNECT_TIMEOUT_S):
+        heard = "NOTIFY is heard by listen_url" if database.listen_url else "no listen_url: polling alone"
+        found["pooler"] = f"transaction, as configured; {heard}"
+    else:
+        found["pooler"] = 'none, though the configuration says "transaction": slower than need be'
 
 
 def _show(found: Findings) -> None:
@@ -175,6 +199,7 @@ def _show(found: Findings) -> None:
         )
     )
     out.print(f"Database   {found['database']}: {'reachable' if found['reachable'] else 'not asked or not reachable'}")
+    out.print(f"Pooler     {found['pooler']}")
     out.print(f"Schema     {found['schema']}")
     if found["clock_difference_s"] is not None:
         out.print(f"Clocks     {found['clock_difference_s'] * 1000:+.0f} ms apart")

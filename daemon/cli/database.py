@@ -33,7 +33,7 @@ async def connected(told: Path | None, *, checked: bool = True) -> AsyncIterator
 
     settings, _ = await asyncio.to_thread(read_settings, told)
     async with address(settings) as dsn:
-        connection = await dial(dsn)
+        connection = await dial(dsn, pooled=settings.database.pooled)
         try:
             if checked:
                 await migrate.check(connection)
@@ -57,7 +57,7 @@ async def address(settings: Settings) -> AsyncIterator[str]:
         await asyncio.to_thread(server.stop)
 
 
-async def dial(dsn: str) -> asyncpg.Connection[asyncpg.Record]:
+async def dial(dsn: str, *, pooled: bool = False) -> asyncpg.Connection[asyncpg.Record]:
     """Connect, or say in plain words why not. The DSN is shown without its password."""
     import asyncpg
 
@@ -65,7 +65,7 @@ async def dial(dsn: str) -> asyncpg.Connection[asyncpg.Record]:
     from daemon.settings.shapes import mask_dsn
 
     try:
-        return await connect(dsn)
+        return await connect(dsn, pooled=pooled)
     except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError, ValueError) as error:
         why = str(error) or "no answer in time"
         raise Trouble(

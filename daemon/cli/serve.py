@@ -19,6 +19,8 @@ from daemon.cli.trouble import Trouble, plain_words
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from daemon.settings import Settings
+
 
 def add_to(app: typer.Typer) -> None:
     """Give *app* the commands of this file."""
@@ -54,7 +56,8 @@ def migrate(*, config: ConfigOption = None) -> None:
     """
     Bring the schema up to date, and print what was applied.
 
-    Run it with an address whose user may create a schema and roles; the daemon itself needs neither.
+    Run it with an address whose user may create a schema and roles; the daemon itself needs neither. Behind a
+    transaction pooler it goes by [database].listen_url: one runner at a time holds a lock of its session.
     """
     with plain_words():
         applied = asyncio.run(_migrate(config))
@@ -67,11 +70,32 @@ async def _migrate(config: Path | None) -> list[str]:
 
     settings, _ = await asyncio.to_thread(read_settings, config)
     async with address(settings) as dsn:
-        connection = await dial(dsn)
+        connection = await dial(await _direct(settings, dsn))
         try:
             return await schema.migrate(connection, report=typer.echo)
         finally:
             await connection.close()
+
+
+async def _direct(settings: Settings, dsn: str) -> str:
+    """An address beside a transaction pooler. Raises Trouble where there is none."""
+    from daemon.database import DatabaseDown, as_said
+    from daemon.pooler import TransactionPooler
+
+    if settings.database.pooled:
+        dsn = settings.database.listen_url or ""
+    try:
+        if dsn:
+            await as_said(dsn, pooled=False, listen=None)
+            return dsn
+    except DatabaseDown:
+        return dsn  # whoever dials it says why
+    except TransactionPooler:
+        pass
+    raise Trouble(
+        "migrations need a session lock, and a transaction pooler has none to give",
+        "give a direct address as [database].listen_url, or run this with another file: --config",
+    )
 
 
 def psql(ctx: typer.Context, *, config: ConfigOption = None) -> None:

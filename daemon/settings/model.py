@@ -45,6 +45,7 @@ class Database(Table):
     """Where the tables are. The addresses may hold a password: never shown."""
 
     url: DatabaseUrl = Field(default=EMBEDDED, repr=False)
+    pooler: Literal["none", "transaction"] = "none"
     listen_url: DirectUrl | None = Field(default=None, repr=False)
     trial: bool = False
     connections: int = Field(default=4, ge=2, le=100)
@@ -54,6 +55,16 @@ class Database(Table):
     def embedded(self) -> bool:
         """Whether the private Postgres from the wheel serves."""
         return self.url == EMBEDDED
+
+    @property
+    def pooled(self) -> bool:
+        """Whether sessions are lent out for one transaction at a time."""
+        return self.pooler == "transaction" and not self.embedded
+
+    @property
+    def deaf(self) -> bool:
+        """Whether nothing can be listened to: LISTEN does not pass through a transaction pooler."""
+        return self.pooled and self.listen_url is None
 
 
 class Daemon(Table):

@@ -16,6 +16,7 @@ import time
 from collections import Counter
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING
 from uuid import UUID
 
@@ -27,7 +28,6 @@ from daemon.simulator import ACCOUNT_SID, AUTH_TOKEN, Faults, Settings, Simulato
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping, Sequence
-    from pathlib import Path
 
 RECIPIENT = "+1202555{:04}"  # 0100 to 0199 are set aside for fiction; all of 555 is nobody's
 
@@ -43,12 +43,14 @@ class Cast:
     intents: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
     in_hand: int = 2000
     templates: Mapping[str, str] = field(default_factory=dict)
+    database: Mapping[str, str] = field(default_factory=dict)  # what else [database] says
 
     def toml(
         self, *, dsn: str, base_url: str, state: Path, public: int, operator: int, called_at: int | None = None
     ) -> str:
         lines = [
             f"[database]\nurl = {json.dumps(dsn)}",
+            *(f"{key} = {json.dumps(value)}" for key, value in self.database.items()),
             f"[daemon]\nstate = {json.dumps(str(state))}\nlog_format = 'json'\nin_hand = {self.in_hand}",
             f"[web.public]\nport = {public}\nurl = 'http://127.0.0.1:{called_at or public}'\n[web.operator]\nport = {operator}",
             "[providers.sim]\nkind = 'simulator'",
@@ -269,6 +271,12 @@ class Stage:
             assert owner is not None, f"a token that is not ours: {entry.token}"
             found.setdefault(owner[0], []).append(owner[1])
         return found
+
+
+def cpu_s(pid: int) -> float:
+    """Seconds of CPU that process *pid* has used."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def free_ports(count: int) -> list[int]:

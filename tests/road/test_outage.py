@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import shutil
 import tempfile
 from pathlib import Path
@@ -15,7 +14,7 @@ import pytest
 from daemon import embedded
 from daemon.migrate import migrate
 from daemon.simulator import Faults
-from tests.road.stage import Cast, Stage
+from tests.road.stage import Cast, Stage, cpu_s
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -45,11 +44,6 @@ async def schema(dsn: str) -> None:
     connection = await asyncpg.connect(dsn)
     await migrate(connection, report=lambda _line: None)
     await connection.close()
-
-
-def cpu_s(pid: int) -> float:
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 @pytest.mark.timeout(120)

@@ -25,7 +25,7 @@ import pytest
 from daemon import embedded
 from daemon.migrate import migrate
 from daemon.simulator import AUTH_TOKEN, Faults
-from tests.road.stage import Cast, Stage
+from tests.road.stage import Cast, Stage, cpu_s
 from tests.trouble.proxy import Proxy, swallow
 
 if TYPE_CHECKING:
@@ -91,13 +91,13 @@ class Ground:
 
 
 @asynccontextmanager
-async def stage(home: Path, folder: Path, faults: Faults) -> AsyncIterator[tuple[Ground, Stage]]:
+async def stage(home: Path, folder: Path, faults: Faults, cast: Cast = CAST) -> AsyncIterator[tuple[Ground, Stage]]:
     ground = await asyncio.to_thread(Ground, home)
     connection = await asyncpg.connect(ground.dsn)
     await migrate(connection, report=lambda _line: None)
     await connection.close()
     try:
-        async with Stage.set_up(CAST, folder, ground.dsn, faults=faults) as road:
+        async with Stage.set_up(cast, folder, ground.dsn, faults=faults) as road:
             yield ground, road
     finally:
         await asyncio.to_thread(ground.stop)
@@ -175,6 +175,86 @@ async def test_a_storm_of_terminated_backends(home: Path, tmp_path: Path) -> Non
             )
         await road.quiet()
         await judged(road, 300)
+
+
+def restart(ground: Ground, how: signal.Signals) -> None:
+    """As an operator does: SIGINT ends transactions (fast), SIGQUIT leaves them where they are (immediate)."""
+    pid = int((ground.cluster / "postmaster.pid").read_text().split()[0])
+    os.kill(pid, how)
+    with suppress(OSError):
+        while True:
+            Path(f"/proc/{pid}/cwd").readlink()
+            time.sleep(0.01)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(300)
+async def test_ten_restarts_in_the_middle_of_commits(home: Path, tmp_path: Path) -> None:
+    """Each COMMIT waits for half a second, so that a restart finds some under way: did they come through, or not?"""
+    async with stage(home, tmp_path, TOLD) as (ground, road):
+        await road.connection.execute("ALTER SYSTEM SET commit_delay = 100000")  # µs, the most there is
+        await road.connection.execute("ALTER SYSTEM SET commit_siblings = 0")
+        await road.connection.execute("SELECT pg_reload_conf()")
+        await road.start()
+        caught = 0
+        for number in range(10):
+            await road.insert(100, service="otp", intent="delivery", body=f"restart {number}")
+            caught += await committing(road)
+            await road.connection.close()
+            await asyncio.to_thread(restart, ground, signal.SIGINT if number % 2 else signal.SIGQUIT)
+            await again(ground, road)
+        await road.quiet(within_s=90)
+        await judged(road, 1_000)
+        print(f"{caught} of 10 restarts met a COMMIT under way")
+        assert caught >= 8
+        assert await road.stop() == 0
+
+
+async def committing(road: Stage) -> bool:
+    """Wait for a commit of the daemon's to be under way: it holds its transaction and waits for its WAL."""
+    for _ in range(1_000):
+        if await road.connection.fetchval(
+            "SELECT EXISTS (SELECT FROM pg_stat_activity WHERE application_name = 'outrider' AND state = 'active'"
+            " AND (wait_event IN ('WALWrite', 'WalSync', 'WALSync') OR wait_event IS NULL) AND backend_xid IS NOT NULL)"
+        ):
+            return True
+        await asyncio.sleep(0.002)
+    return False
+
+
+@pytest.mark.long
+@pytest.mark.timeout(300)
+async def test_a_minute_without_postgres_costs_little_and_ends_within_a_second(home: Path, tmp_path: Path) -> None:
+    """What is in hand is sent and waits; then nothing is done but to look; and nobody waits for it at the end."""
+    async with stage(home, tmp_path, SILENT) as (ground, road):
+        await road.start()
+        await road.insert(400, service="otp", intent="delivery")
+        while road.simulator.ledger.accepted < 100:
+            await asyncio.sleep(0.01)
+        ground.kill()
+        while (before := road.simulator.ledger.accepted) != await later(road, seconds=2):
+            pass
+        spent, began = cpu_s(road.pid), time.monotonic()
+        await asyncio.sleep(max(60 - 5, 1))
+        share = (cpu_s(road.pid) - spent) / (time.monotonic() - began)
+        assert road.simulator.ledger.accepted == before
+        await asyncio.to_thread(ground.start)
+        up = time.monotonic()
+        while (await road.ask("/readyz"))[0] != 200:
+            await asyncio.sleep(0.01)
+        back = time.monotonic() - up
+        road.connection = await asyncpg.connect(ground.dsn)
+        await road.quiet(within_s=90)
+        await judged(road, 400)
+        print(f"while away {share:.1%} of a core; ready {back:.2f} s after Postgres")
+        assert share < 0.05
+        assert back <= 1.1
+        assert await road.stop() == 0
+
+
+async def later(road: Stage, *, seconds: float) -> int:
+    await asyncio.sleep(seconds)
+    return road.simulator.ledger.accepted
 
 
 # What Postgres answers to a claim (it brings texts), and to a batch of verdicts (rows of four columns, the first an id).

@@ -154,9 +154,9 @@ async def engine(
 
 
 @asynccontextmanager
-async def line(dsn: str, *statements: str) -> AsyncIterator[Line]:
-    """A line of one's own."""
-    made = Line("test", dsn, statements=statements)
+async def line(dsn: str, *statements: str, **kind: bool) -> AsyncIterator[Line]:
+    """A line of one's own; *kind*: pooled, hot, wary."""
+    made = Line("test", dsn, statements=statements, **kind)
     try:
         yield made
     finally:

@@ -3,14 +3,28 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import asyncpg
 import pytest
 
 from daemon import identity
-from daemon.database import WORDS_MAX, DatabaseDown, Ear, Line, dial, first_of, sleep_unless, storable
+from daemon.database import (
+    HOT_SETTINGS,
+    LIMITS,
+    SETTINGS,
+    WORDS_MAX,
+    DatabaseDown,
+    Ear,
+    Line,
+    as_said,
+    dial,
+    first_of,
+    sleep_unless,
+    storable,
+)
 from tests.shell.parts import line
 
 if TYPE_CHECKING:
@@ -110,6 +124,75 @@ async def test_a_changed_table_is_met_with_a_new_statement(database: str, connec
         with pytest.raises(DatabaseDown):
             await made.fetch("signals", "0")
         assert await made.fetch("signals", "0")
+
+
+# --- as behind a transaction pooler (tests/road/test_pooler.py has a real one)
+
+SET_NOW = "SELECT name, current_setting(name) FROM unnest($1::text[]) AS setting (name)"
+
+
+async def test_a_pooled_line_brings_its_settings_along_and_leaves_none(database: str, connection: Connection) -> None:
+    wanted = {**SETTINGS, **LIMITS, **HOT_SETTINGS}
+    names = list(wanted)
+    plain = [*await connection.fetch(SET_NOW, names)]
+    async with line(database, "lanes", pooled=True, hot=True) as made:
+        for _ in range(2):
+            assert {row[0]: row[1] for row in await made.ask(SET_NOW, names)} == wanted
+            assert await made.fetch("lanes") == []
+        assert made._connection is not None
+        left: list[asyncpg.Record] = await asyncpg.Connection.fetch(made._connection, SET_NOW, names)
+        kept = await asyncpg.Connection.fetch(
+            made._connection, "SELECT name FROM pg_prepared_statements WHERE name <> ''"
+        )
+        assert left == plain
+        assert kept == []
+
+
+async def test_a_pooled_statement_that_fails_is_rolled_back_and_leaves_the_line_up(
+    database: str, connection: Connection
+) -> None:
+    async with line(database, pooled=True) as made:
+        before = (await made.ask("SELECT pg_backend_pid() AS pid"))[0]["pid"]
+        with pytest.raises(asyncpg.PostgresSyntaxError):
+            await made.ask("SELEC")
+        with pytest.raises(asyncpg.DataError):
+            await made.ask("SELECT $1::integer", "nought")
+        with pytest.raises(DatabaseDown):
+            await made.ask("SELECT pg_cancel_backend(pg_backend_pid()), pg_sleep(5)")
+        assert made.up
+        assert (await made.ask("SELECT pg_backend_pid() AS pid"))[0]["pid"] == before
+        busy = await connection.fetchval(
+            "SELECT count(*) FROM pg_stat_activity WHERE state LIKE 'idle in transaction%'"
+        )
+        assert busy == 0
+
+
+async def test_a_pooled_wait_that_is_cancelled_ends_its_transaction(database: str, connection: Connection) -> None:
+    async with line(database, pooled=True) as made:
+        asking = asyncio.create_task(made.ask("CREATE TABLE outrider.cancelled AS SELECT 1 AS one FROM pg_sleep(30)"))
+        await asyncio.sleep(0.2)
+        asking.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await asking
+        assert await made.ask("SELECT 1")
+        assert await connection.fetchval("SELECT to_regclass('outrider.cancelled')") is None
+
+
+async def test_a_wary_pooled_line_tells_when_another_server_answers(database: str) -> None:
+    async with line(database, "lanes", pooled=True, wary=True) as made:
+        for _ in range(2):
+            assert await made.fetch("lanes") == []
+            connection: Any = made._connection
+            connection._begin = re.sub(r"<> '\d{4}", "<> '1999", connection._begin)  # as if it had met one of long ago
+            with pytest.raises(DatabaseDown, match="another server answers"):
+                await made.fetch("lanes")
+
+
+async def test_a_direct_address_is_not_taken_for_a_pooler(database: str) -> None:
+    await as_said(database, pooled=False, listen=database)
+    await as_said(database, pooled=True, listen=None)
+    with pytest.raises(DatabaseDown):
+        await as_said(NOBODY, pooled=False, listen=None)
 
 
 async def test_an_ear_hears_and_dials_again(database: str, connection: Connection) -> None:

@@ -402,6 +402,19 @@ async def test_a_full_disk_costs_the_journal_and_not_the_verdict(
     assert await states(connection) == {"accepted": 1}
 
 
+async def test_while_the_dispatch_log_is_full_nothing_is_asked_for_and_it_is_told(
+    house: House, connection: Connection
+) -> None:
+    await insert(connection)
+    async with house() as made:
+        await made.leases._take()
+        assert made.wishes(frozenset({3}))
+        made.journal.full = "No space left on device"
+        assert made.wishes(frozenset({3})) == []
+        assert made.desk._observer.ready() == (False, "the dispatch log cannot be written: No space left on device")
+        assert b'outrider_disk_full{where="state"} 1.0' in made.desk._observer.metrics()[0]
+
+
 def test_a_word_of_another_version_is_still_read() -> None:
     id = uuid4()
     said = recalled(

@@ -187,7 +187,15 @@ def test_a_full_disk_is_told_before_anything_leaves(folder: Path, monkeypatch: p
         patch.setattr(os, "posix_fallocate", full)
         with pytest.raises(OSError, match="No space"):
             fill()
-    log.dispatched(uuid4(), 1, "a sender of later", 1, 2.0)  # there is room again
+        log.mend()  # not yet
+        assert "No space" in str(log.full)
+        files = len(logs(folder))
+    log.mend()
+    assert log.full is None  # there is room again
+    assert len(logs(folder)) == files + 1
+    log.mend()  # and nothing to mend
+    assert len(logs(folder)) == files + 1
+    log.dispatched(uuid4(), 1, "a sender of later", 1, 2.0)
     log.close()
     memory = recalled(folder)
     assert len(memory.dispatched) == written + 1

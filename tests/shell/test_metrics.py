@@ -10,7 +10,8 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from daemon.metrics import CHILDREN_MAX, Count, Family, Metrics, Timing
 
-LABELS = {"service", "level", "provider", "outcome", "status", "sender", "reason", "kind"}
+# where: two of them; who: one at a time, whoever keeps vacuum from its work.
+LABELS = {"service", "level", "provider", "outcome", "status", "sender", "reason", "kind", "where", "who"}
 
 
 def families(metrics: Metrics) -> dict[str, Metric]:

@@ -453,8 +453,11 @@ async def test_whoever_keeps_vacuum_from_its_work_is_named_once(house: House, da
         clock.go(OLD_S + 60)
         await look()
         await look()
+        gauge = f'outrider_vacuum_held_seconds{{who="process {pid} (a report)"}} 360.0'
+        assert gauge in observer.metrics()[0].decode()
         await snapshot.rollback()
         await look()
+        assert "outrider_vacuum_held_seconds{" not in observer.metrics()[0].decode()
         await culprit.close()
         named = f"process {pid} (a report) has kept vacuum from its work for 6 min"
         assert held == [None, named, named, None]  # at first it has only just been seen
