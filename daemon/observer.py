@@ -7,6 +7,7 @@ The engine tells it in passing, and what comes with every message is counted by 
 
 from __future__ import annotations
 
+import asyncio
 from collections import Counter, deque
 from typing import TYPE_CHECKING
 
@@ -90,8 +91,9 @@ class Observer:
         """The outbox has looked for work."""
         self._looked_at = self._clock.tick()
 
-    def claimed(self, messages: Sequence[Message]) -> None:
+    def claimed(self, messages: Sequence[Message], took_s: float) -> None:
         """A claim brought *messages*, or none."""
+        self._metrics.claim.observe(took_s)
         if not messages:
             return
         tick, now, spread = self._clock.tick(), self._clock.now(), self._spreads[Stage.QUEUE]
@@ -304,6 +306,7 @@ class Observer:
         for name, gate in engine.gates.items():
             self._metrics.in_flight(name).set(gate.in_flight)
         self._metrics.database_up.set(engine.claims.up)
+        self._metrics.tasks.set(len(asyncio.all_tasks()) - engine.fleet.at_rest)
         self._metrics.dispatch_log_size.set(engine.journal.bytes_used)
         return self._metrics.render()
 

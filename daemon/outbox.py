@@ -158,6 +158,7 @@ class Outbox:
         fences = self.fences()
         self._rewound.clear()
         self._asking = frozenset(wish.grp for wish in wishes)
+        asked_at = self._tick()
         try:
             rows = await self._line.fetch(
                 "claim", self._owner,
@@ -174,7 +175,7 @@ class Outbox:
             messages.append(message)
         for key, due_at in self._rewound.items():  # what became ready meanwhile, this claim may not have seen
             self._marks[key] = min(self._marks.get(key, LONG_AGO), due_at)
-        self._observer.claimed(messages)
+        self._observer.claimed(messages, tick - asked_at)
         brought = Counter((message.lane, message.level) for message in messages)
         for wish in wishes:
             many = brought[wish.lane, wish.level]
