@@ -91,6 +91,45 @@ def test_a_restart_keeps_the_law(rate: int, seed: int) -> None:
     assert used(events, rate) >= 0.96
 
 
+MANY = 1_000_000  # messages of all rates together
+
+
+@pytest.mark.long
+@pytest.mark.timeout(1_200)
+@pytest.mark.parametrize("rate", RATES)
+def test_a_million_messages_through_restarts_reloads_and_hand_overs(rate: int) -> None:
+    """
+    Killed, and the dispatch log read back; handed to another daemon, that knows what was said until a moment ago and
+    counts the rest as full; reloaded, with a wrong rate that is put right. A retry is a message as any other here.
+    """
+    dice = random.Random(rate)
+    now, events, pace, owed = START, Events(), Pace(rate), 0.0
+    while len(events) < MANY // len(RATES):
+        segments = dice.randint(1, 6)
+        now = max(now, pace.earliest(segments, now)) + dice.uniform(0, 0.002)
+        pace.take(segments, now)
+        events.append((now, segments))
+        assert now >= owed - BURST_S - 1e-6, "every segment of those before it is paid for"
+        owed = max(owed, now) + segments / rate
+        fate = dice.random() * rate
+        if fate < 0.1:
+            log, pace = events[-300:], Pace(rate)
+            dice.shuffle(log)
+            pace.restore(log)
+        elif fate < 0.1005:
+            unheard, pace = dice.randint(0, 3), Pace(rate)
+            pace.restore(events[-300 : len(events) - unheard])
+            now = max(now, owed)  # a dead daemon's lease outlives what it owed
+            pace.start_full(now)
+        elif fate < 0.2:
+            pace.rate = rate * 3
+            pace.rate = rate
+    most, share = busiest_second(arrived(events, dice), rate), used(events, rate)
+    print(f"rate {rate}: {len(events):,} messages, most in any second {most}, used {share:.2%}")  # noqa: T201 (the figure is the result)
+    assert most <= rate
+    assert share >= 0.97
+
+
 @pytest.mark.parametrize("rate", RATES)
 def test_a_start_without_a_log_keeps_the_law(rate: int) -> None:
     dice = random.Random(rate)

@@ -26,11 +26,11 @@ if TYPE_CHECKING:
 RECEIPTS = {"sent": {"kind": "fixed", "ms": 20}, "final": {"kind": "fixed", "ms": 20}}
 CALM = Faults.model_validate({"receipts": RECEIPTS})
 # One in five is tried again, or in doubt for a while: its receipt, its provider or its policy ends that.
-ERRORS = {"20429": 0.14, "20500_after_accept": 0.03, "reset_after_accept": 0.02, "garbage": 0.01}
+ERRORS = {"30017": 0.16, "20429": 0.005, "20500_after_accept": 0.02, "reset_after_accept": 0.01, "garbage": 0.005}
 TROUBLED = Faults.model_validate(
     {"latency": {"kind": "uniform", "from_ms": 5, "to_ms": 80}, "receipts": RECEIPTS, "errors": ERRORS}
 )
-UNTOLD = TROUBLED.model_copy(update={"errors": {**ERRORS, "reset_before_answer": 0.005}})
+UNTOLD = TROUBLED.model_copy(update={"errors": {**ERRORS, "reset_before_answer": 0.002}})
 
 
 @dataclass(frozen=True, kw_only=True)
