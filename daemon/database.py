@@ -225,7 +225,7 @@ async def connect(
         else:
             # Not in the startup packet: a pooler refuses what it does not know there, or drops it without a word.
             await connection.execute(SET, list(settings), list(settings.values()))
-        await connection.set_type_codec("jsonb", schema="pg_catalog", encoder=_dumps, decoder=orjson.loads)
+        await connection.set_type_codec("jsonb", schema="pg_catalog", encoder=_dumps, decoder=_loads)
     except BaseException:
         connection.terminate()
         raise
@@ -301,6 +301,14 @@ async def first_of(*events: asyncio.Event) -> None:
 
 def _dumps(value: Any) -> str:
     return orjson.dumps(value).decode()
+
+
+def _loads(text: str) -> object:
+    """What Postgres has stored, and our reader cannot read (too deep, or a number no float can hold), stays a text."""
+    try:
+        return orjson.loads(text)
+    except orjson.JSONDecodeError:
+        return text
 
 
 def as_object(variables: str | None) -> object:

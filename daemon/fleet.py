@@ -34,6 +34,11 @@ class Fleet:
         else:
             self._group.create_task(self._ride(message))
 
+    @property
+    def at_rest(self) -> int:
+        """Couriers who are back and wait for a message: as many as were ever out together, and no more."""
+        return len(self._resting)
+
     async def run(self, stop: asyncio.Event) -> None:
         """Until *stop*; then whoever still waits for a turn is released, and whoever is on the wire comes home."""
         async with asyncio.TaskGroup() as self._group:

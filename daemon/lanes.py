@@ -121,8 +121,8 @@ class Lane:
     """The queue in front of one sender."""
 
     __slots__ = (
-        "_at_once", "_granted", "_lanes", "_places", "_queues", "alarm_at", "backlog", "free_at", "going", "pace",
-        "sender", "turns", "waiting", "wanted",
+        "_at_once", "_granted", "_lanes", "_places", "_queues", "alarm_at", "backlog", "free_at", "going", "kept",
+        "pace", "sender", "turns", "waiting", "wanted",
     )  # fmt: skip
 
     def __init__(self, lanes: Lanes, sender: Sender) -> None:
@@ -146,6 +146,7 @@ class Lane:
         self._places = self._lanes.places.get(sender.provider)
         self._at_once = max(1, int(sender.rate * GRANTED_S))
         self.wanted = max(2, int(sender.rate * HORIZON_S))  # messages in hand
+        self.kept = max(2, int(self.wanted * REFILL_SHARE))  # of levels 2 and 3 each, whatever level 1 has
 
     def ahead_of(self, level: int) -> int:
         """Segments in hand that a newcomer of *level* would wait for."""
@@ -321,15 +322,20 @@ class Lanes:
         """
         How many more messages of *level* these senders may take in hand; 0 below the share worth a claim. Nobody asks
         for more than *most*: there the counting ends.
+
+        However much of level 1 is in hand, a few of the others are too: it is claimed first and fills every gap, and a
+        turn that is kept for them would find nobody.
         """
-        free, target = 0, 0
+        free, target, kept = 0, 0, 0
         for address in senders:
             lane = self._lanes[address]
             target += lane.wanted
             free += max(0, lane.wanted - lane.ahead_of(level))
             if free >= most:
                 return most
-        return free if free >= max(1, REFILL_SHARE * target) else 0
+            if level > 1 and lane.waiting[level - 1] <= lane.kept / 2:
+                kept += lane.kept
+        return free if free >= max(1, REFILL_SHARE * target) else min(kept, most)
 
     def recover(self, dt_s: float) -> None:
         """*dt_s* have passed: throttled senders win a little of their pace back."""

@@ -147,7 +147,7 @@ class Metrics:
         self.doubts_resolved = self._counters("doubts_resolved_total", "Ambiguous messages settled.", "status")
 
     def _time(self) -> None:
-        self.claim = self._histogram("claim_seconds", "One claim, from asked to answered.", WAITS_S)
+        self.claim = self._histogram("claim_seconds", "One claim, those that bring nothing included.", WAITS_S)
         self.queue_wait = self._histograms("queue_wait_seconds", "From due to claimed.", QUEUES_S, "level")
         self.turn_wait = self._histograms("turn_wait_seconds", "From claimed to its turn.", WAITS_S, "level")
         self.exchange = self._histograms("exchange_seconds", "One exchange.", EXCHANGES_S, "provider")
@@ -180,6 +180,9 @@ class Metrics:
         )  # fmt: skip
         self.receipts_parked = Gauge(
             "receipts_parked", "Receipts whose message nobody knows yet.", namespace=NAMESPACE, registry=self.registry
+        )
+        self.tasks = Gauge(
+            "tasks", "Tasks of the event loop, couriers at rest left out.", namespace=NAMESPACE, registry=self.registry
         )
         self.dispatch_log_size = Gauge(
             "dispatch_log_bytes", "Size of the dispatch log.", namespace=NAMESPACE, registry=self.registry

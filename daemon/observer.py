@@ -7,6 +7,7 @@ The engine tells it in passing, and what comes with every message is counted by 
 
 from __future__ import annotations
 
+import asyncio
 from collections import Counter, deque
 from typing import TYPE_CHECKING
 
@@ -91,12 +92,9 @@ class Observer:
         """The outbox has looked for work."""
         self._looked_at = self._clock.tick()
 
-    def answered(self, took_s: float) -> None:
-        """Postgres has answered a claim, with messages or without."""
-        self._metrics.claim.observe(took_s)
-
-    def claimed(self, messages: Sequence[Message]) -> None:
+    def claimed(self, messages: Sequence[Message], took_s: float) -> None:
         """A claim brought *messages*, or none."""
+        self._metrics.claim.observe(took_s)
         if not messages:
             return
         tick, now, spread = self._clock.tick(), self._clock.now(), self._spreads[Stage.QUEUE]
@@ -315,6 +313,7 @@ class Observer:
         self._metrics.holding(self.vacuum_held)
         for where, why in engine.full.items():
             self._metrics.disk_full(where).set(why is not None)
+        self._metrics.tasks.set(len(asyncio.all_tasks()) - engine.fleet.at_rest)
         self._metrics.dispatch_log_size.set(engine.journal.bytes_used)
         return self._metrics.render()
 

@@ -174,7 +174,6 @@ class Outbox:
         finally:
             self._asking = frozenset()
         tick = self._tick()
-        self._observer.answered(tick - asked_at)
         messages = []
         for row in rows:
             message, mark = _message(row, tick)
@@ -182,7 +181,7 @@ class Outbox:
             messages.append(message)
         for key, due_at in self._rewound.items():  # what became ready meanwhile, this claim may not have seen
             self._marks[key] = min(self._marks.get(key, LONG_AGO), due_at)
-        self._observer.claimed(messages)
+        self._observer.claimed(messages, tick - asked_at)
         brought = Counter((message.lane, message.level) for message in messages)
         for wish in wishes:
             many = brought[wish.lane, wish.level]

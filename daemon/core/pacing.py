@@ -133,7 +133,9 @@ class Pace:
 
 LEVEL_1_SHARE = 0.8  # above this for STARVED_S the others keep the rest
 STARVED_S = 60.0
-OTHERS_PER_SEGMENT = (1 - LEVEL_1_SHARE) / LEVEL_1_SHARE  # what one segment of level 1 earns for the others
+BREAK_S = 1.0  # others who are gone for less have been waiting on: their hands were empty for the time of a claim
+# What one segment of level 1 earns for the others. (1 - 0.8) / 0.8 is a hair less than a quarter: they had every sixth.
+OTHERS_PER_SEGMENT = 1 / LEVEL_1_SHARE - 1
 SHARE_OF_2, SHARE_OF_3 = 3, 2  # Twilio's 30 and 20 % (Traffic Shaping)
 
 
@@ -146,13 +148,14 @@ class Turns:
     level 3 is served, at the latest, after a minute and then once in about 13 of the segments that leave.
     """
 
-    __slots__ = ("_credit", "_first", "_lead", "_others", "_told_at", "_waiting_since")
+    __slots__ = ("_credit", "_first", "_gone_at", "_lead", "_others", "_told_at", "_waiting_since")
 
     def __init__(self) -> None:
         self._first = 0.0  # segments of level 1, of the last minute or so (they fade with that time constant)
         self._others = 0.0
         self._told_at = 0.0
         self._waiting_since = math.inf  # since when others have been waiting without a break
+        self._gone_at = -math.inf  # since when they have not; infinite while they do
         self._credit = 0.0  # segments the others have earned, at most one: never a burst in front of a login code
         self._lead = 0.0  # by how much level 2 is ahead of its share; negative: level 3
 
@@ -160,9 +163,11 @@ class Turns:
         """The level that goes next, among those with somebody *waiting*; 0 when there is nobody."""
         first, second, third = waiting
         if not (second or third):
-            self._waiting_since = math.inf
+            self._gone_at = min(self._gone_at, now)
             return 1 if first else 0
-        self._waiting_since = min(self._waiting_since, now)
+        if now - self._gone_at > BREAK_S:
+            self._waiting_since = now
+        self._gone_at = math.inf
         if first and not self._starved(now):
             return 1
         if not second or not third:
@@ -173,7 +178,7 @@ class Turns:
 
     def alone(self, level: int) -> None:
         """Somebody of *level* goes, and nobody waits."""
-        self._waiting_since = math.inf
+        self._gone_at = -math.inf
         if level == 2:
             self._lead = min(self._lead, 0.0)
         elif level == 3:

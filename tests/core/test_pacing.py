@@ -91,6 +91,45 @@ def test_a_restart_keeps_the_law(rate: int, seed: int) -> None:
     assert used(events, rate) >= 0.96
 
 
+MANY = 1_000_000  # messages of all rates together
+
+
+@pytest.mark.long
+@pytest.mark.timeout(1_200)
+@pytest.mark.parametrize("rate", RATES)
+def test_a_million_messages_through_restarts_reloads_and_hand_overs(rate: int) -> None:
+    """
+    Killed, and the dispatch log read back; handed to another daemon, that knows what was said until a moment ago and
+    counts the rest as full; reloaded, with a wrong rate that is put right. A retry is a message as any other here.
+    """
+    dice = random.Random(rate)
+    now, events, pace, owed = START, Events(), Pace(rate), 0.0
+    while len(events) < MANY // len(RATES):
+        segments = dice.randint(1, 6)
+        now = max(now, pace.earliest(segments, now)) + dice.uniform(0, 0.002)
+        pace.take(segments, now)
+        events.append((now, segments))
+        assert now >= owed - BURST_S - 1e-6, "every segment of those before it is paid for"
+        owed = max(owed, now) + segments / rate
+        fate = dice.random() * rate
+        if fate < 0.1:
+            log, pace = events[-300:], Pace(rate)
+            dice.shuffle(log)
+            pace.restore(log)
+        elif fate < 0.1005:
+            unheard, pace = dice.randint(0, 3), Pace(rate)
+            pace.restore(events[-300 : len(events) - unheard])
+            now = max(now, owed)  # a dead daemon's lease outlives what it owed
+            pace.start_full(now)
+        elif fate < 0.2:
+            pace.rate = rate * 3
+            pace.rate = rate
+    most, share = busiest_second(arrived(events, dice), rate), used(events, rate)
+    print(f"rate {rate}: {len(events):,} messages, most in any second {most}, used {share:.2%}")  # noqa: T201 (the figure is the result)
+    assert most <= rate
+    assert share >= 0.97
+
+
 @pytest.mark.parametrize("rate", RATES)
 def test_a_start_without_a_log_keeps_the_law(rate: int) -> None:
     dice = random.Random(rate)
@@ -287,7 +326,7 @@ def test_after_a_minute_the_others_keep_a_fifth(rate: int, sizes: Sequence[int])
     turns = Turns()
     served(turns, ALL, STARVED_S, rate=rate)
     later = served(turns, ALL, 1200, rate=rate, sizes=sizes, start=STARVED_S)
-    assert share(later, 1) == pytest.approx(0.8, abs=0.05)
+    assert share(later, 1) == pytest.approx(0.8, abs=0.02)
     assert share(later, 2) == pytest.approx(0.12, abs=0.03)
     assert share(later, 3) == pytest.approx(0.08, abs=0.03)
 
@@ -309,6 +348,19 @@ def test_a_little_of_level_1_is_always_first() -> None:
         level = turns.choose((codes, True, True), now)
         assert level == 1 or not codes
         turns.charge(level, 1, now)
+
+
+def test_others_whose_hands_are_empty_for_a_moment_do_not_wait_another_minute() -> None:
+    """They are claimed a few at a time, and level 1 passes in between."""
+    turns, gone, now = Turns(), [], 0.0
+    while now < STARVED_S + 60:
+        here = now % 2 < 1.5
+        level = turns.choose((True, False, here), now)
+        turns.charge(level, 1, now)
+        gone.append((now, level))
+        now += 0.1
+    later = [one for one in gone if one[0] > STARVED_S]
+    assert share(later, 3) > 0.1
 
 
 def test_others_who_have_just_come_wait_a_minute_too() -> None:

@@ -95,9 +95,11 @@ class Stage:
 
     @classmethod
     @asynccontextmanager
-    async def set_up(cls, cast: Cast, folder: Path, dsn: str, *, faults: Faults | None = None) -> AsyncIterator[Stage]:
+    async def set_up(
+        cls, cast: Cast, folder: Path, dsn: str, *, faults: Faults | None = None, keep: int = 1_000_000
+    ) -> AsyncIterator[Stage]:
         """The scenery without the daemon; the daemon is stopped at the end if it still runs."""
-        async with Simulator(Settings(ledger=folder / "ledger.jsonl"), faults=faults) as simulator:
+        async with Simulator(Settings(ledger=folder / "ledger.jsonl", keep=keep), faults=faults) as simulator:
             connection = await asyncpg.connect(dsn)
             stage = cls(cast, folder, dsn, simulator, connection)
             watching = asyncio.create_task(stage._watch())

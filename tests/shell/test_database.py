@@ -296,3 +296,14 @@ async def test_a_line_whose_statements_cannot_be_prepared_keeps_no_connection(
     await connection.execute("ALTER TABLE outrider.queued RENAME TO queue")
     assert await made.fetch("lanes") == []
     await made.close()
+
+
+async def test_json_that_our_reader_cannot_read_stays_a_text(database: str) -> None:
+    """Deeper than it goes, or a number no float can hold: Postgres has taken it, and one row must not fail the others."""
+    async with line(database) as made:
+        (row,) = await made.ask(
+            "SELECT (repeat('[', 5000) || repeat(']', 5000))::jsonb AS deep, '1e400'::jsonb AS huge, '{\"a\": 1}'::jsonb AS good"
+        )
+        assert isinstance(row["deep"], str)
+        assert isinstance(row["huge"], str)
+        assert row["good"] == {"a": 1}
