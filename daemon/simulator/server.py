@@ -102,15 +102,9 @@ class Simulator:
         } - {""}
 
     def unheard(self) -> set[str]:
-        """
-        Tokens of the creates of which nothing proves that their answer was heard.
-
-        Two things prove it, if all are of one client that reads whatever lies there before it writes again: another
-        request on the same connection, and one on any connection whose last answer left after this one.
-        """
-        heard = max((talk.heard for talk in self._party), default=-1)
-        last = [talk.asked for talk in self._party]
-        return {one.token for one in last if one.answered_at is None or one.turn > heard - 2} - {""}
+        """Tokens of the creates of which nothing proves that their client has noted the answer."""
+        asked = (one for talk in self._party for one in (talk.asked, talk.before))
+        return {one.token for one in asked if not one.number or one.number > self._party.noted} - {""}
 
     async def __aenter__(self) -> Self:
         if self.settings.faults is not None:

@@ -102,32 +102,24 @@ class Asked:
 
     token: str = ""  # of a create; other requests have none
     answered_at: float | None = None  # on the loop's clock
-    turn: int = 0  # as the party counts them
+    number: int = 0  # of the answer, in their order; from 1
+    read: int = 0  # how many had certainly been read when it was given
 
 
 class Party(set["Conversation"]):
     """
-    All conversations that are open, or were a moment ago, and the turns in which they are answered.
+    All conversations that are open, or were a moment ago, and what of our answers their client has shown to know.
 
-    What is written in one turn of the loop leaves at its end, in any order, and on a starved machine not at once. A
-    turn as counted here may be two halves of the loop's; what was answered two of them earlier has left earlier.
+    It is one process that reads whatever lies there, then takes note of all of it, and may ask again meanwhile. So a
+    request shows that all was read that we had answered before the last answer on its connection. If that one was given
+    after such a sign, the turn in which the sign was given is over, and all that had been read by then is noted.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self._turn = 0
-        self._turning = False
-
-    def turn(self) -> int:
-        """The number of this turn."""
-        if not self._turning:
-            self._turning = True
-            asyncio.get_running_loop().call_soon(self._next)
-        return self._turn
-
-    def _next(self) -> None:
-        self._turn += 1
-        self._turning = False
+        self.answers = 0  # given
+        self.read = 0  # so many of them were certainly read
+        self.noted = 0  # and noted
 
 
 class Conversation(asyncio.Protocol):
@@ -135,7 +127,7 @@ class Conversation(asyncio.Protocol):
 
     def __init__(self, serve: Callable[[Request, Conversation], None], party: Party) -> None:
         self.asked = Asked()
-        self.heard = -1  # the turn of the last answer that was certainly heard: something was asked since
+        self.before = Asked()
         self.ended_at: float | None = None
         self.unread = False  # it ended with bytes of ours that nobody had read
         self._serve = serve
@@ -203,13 +195,15 @@ class Conversation(asyncio.Protocol):
 
     def take(self, token: str) -> None:
         """The request in hand is the create *token*, or none."""
-        if self.asked.answered_at is not None:
-            self.heard = self.asked.turn
-        self.asked = Asked(token)
+        self._party.noted = max(self._party.noted, self.asked.read)
+        self._party.read = max(self._party.read, self.asked.number)
+        self.before, self.asked = self.asked, Asked(token)
 
     def _answered(self) -> None:
         if self.asked.answered_at is None:
-            self.asked.answered_at, self.asked.turn = asyncio.get_running_loop().time(), self._party.turn()
+            self._party.answers += 1
+            self.asked.answered_at = asyncio.get_running_loop().time()
+            self.asked.number, self.asked.read = self._party.answers, self._party.read
 
     def _read(self) -> None:
         if self._reading:
