@@ -60,7 +60,7 @@ async def two(folder: Path, dsn: str) -> AsyncIterator[tuple[Stage, Simulator]]:
     async with Simulator(Settings(), faults=TROUBLED) as other:
         cast = TwoProviders(
             senders=ours, services={"chat": [*ours, *theirs]}, other_url=other.url, other_senders=theirs, timeout_s=3.0,
-            intents={"delivery": {"on_ambiguous": "resend", "resolve_for": "10s", "retry_base": "500ms"}},
+            intents={"delivery": {"on_ambiguous": "resend", "resolve_for": "10s", "retry_base": "100ms"}},
         )  # fmt: skip
         async with Stage.set_up(cast, folder, dsn, faults=TROUBLED) as road:
             yield road, other
@@ -115,9 +115,9 @@ async def blackouts(simulators: tuple[Simulator, Simulator], faults: Faults, *, 
 async def test_conversations_keep_their_order(tmp_path: Path, database: str) -> None:
     async with two(tmp_path, database) as (road, other):
         await road.start()
-        await talk(road, conversations=30, each=6)
+        await talk(road, conversations=30, each=4)
         await road.quiet()
-        assert len(await all_sent(road, other)) == 180
+        assert len(await all_sent(road, other)) == 120
         assert await inversions(road, road.simulator, other) == ([], 0)
 
 

@@ -81,7 +81,7 @@ TROUBLES: tuple[tuple[str, Mapping[str, object], Mapping[str, object]], ...] = (
     ("slow", {"latency": {"kind": "lognormal", "median_ms": 200, "p99_ms": 1500}}, {}),
     ("too fast", {"errors": {"20429": 0.1}}, {}),
     ("500", {"errors": {"20500": 0.01}}, {}),
-    ("refusing", {"outage": {"kind": "refuse"}}, {}),
+    ("refusing", {"outage": {"kind": "refuse", "for_s": 0.1}}, {}),  # longer, and all who catch up are in doubt
     ("missing receipts", {}, {"missing": 0.5}),
     ("resets", {"errors": {"reset_before_answer": 0.005, "reset_after_accept": 0.01}}, {}),
     ("bad numbers", {"errors": {"21211": 0.05}}, {"undelivered": {"30003": 0.1}, "failed": {"30007": 0.05}}),
