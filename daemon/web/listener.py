@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from typing import TYPE_CHECKING, cast
 
 from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -17,6 +19,15 @@ UNREAD_S = 5.0  # how long an answer may lie unread; aiohttp waits for ever for 
 SWEEP_S = 0.5
 LINGER_S = 1.0  # for what a client still says after it was turned away; without it a reset overtakes our answer
 FINISH_S = 5.0  # for answers under way when the daemon stops
+
+
+def _of_interest(record: logging.LogRecord) -> bool:
+    """Not what a stranger says that is no HTTP: that is answered 400, and a trace of each would fill a disk."""
+    return not (record.exc_info and isinstance(record.exc_info[1], HttpProcessingError))
+
+
+_log = logging.getLogger(__name__)  # what aiohttp has to say of requests
+_log.addFilter(_of_interest)
 
 
 class Listener:
@@ -41,6 +52,7 @@ class Listener:
         runner = web.AppRunner(
             self._app,
             access_log=None,
+            logger=_log,
             auto_decompress=False,  # signatures are over the bytes as they came, and nobody sends us a bomb
             keepalive_timeout=IDLE_S,
             lingering_time=LINGER_S,

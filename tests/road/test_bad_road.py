@@ -100,7 +100,9 @@ async def judged(road: Stage, asked: int, *, after: str = "the road") -> None:
         " WHERE kind = 'decision' AND outcome = 'resend' AND id = ANY ($1::uuid[])",
         doubled,
     )
-    print(f"{after}: asked {asked}, sent {len(sent)}, ended {ended}, doubled {len(doubled)} of which explained {explained}")
+    print(
+        f"{after}: asked {asked}, sent {len(sent)}, ended {ended}, doubled {len(doubled)} of which explained {explained}"
+    )
     assert explained == len(doubled)
 
 

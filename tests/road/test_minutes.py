@@ -18,6 +18,7 @@ import asyncpg
 import pytest
 
 from daemon import embedded
+from daemon.database import STATEMENT_TIMEOUT_S
 from daemon.migrate import migrate
 from tests.road.stage import Cast, Stage
 from tests.road.test_bad_road import TOLD, judged, keep_on
@@ -43,11 +44,11 @@ AT_ONCE = 8  # minutes side by side: 120 messages a second are no load for two c
 SECONDS = 60
 
 
-def toxics(size: int) -> Mapping[str, Callable[[], Toxic]]:
-    """What can be done to one direction. *size* is what one exchange says, in bytes, about."""
+def toxics(size: int, patience_s: float) -> Mapping[str, Callable[[], Toxic]]:
+    """What can be done to one direction. *size* is what one exchange says, in bytes, about; so long it is waited for."""
     return {
         "late and uneven": lambda: latency(0.5, jitter_s=0.4),
-        "later than we wait": lambda: latency(4.0),
+        "later than we wait": lambda: latency(patience_s + 1),
         "thin": lambda: bandwidth(2 * size),
         "in single bytes": lambda: slicer(1),
         "a blackhole": lambda: blackhole,
@@ -80,11 +81,11 @@ def one_way(direction: str, toxic: Callable[[], Toxic]) -> Weather:
     return turn
 
 
-def weather(size: int) -> dict[str, Weather]:
+def weather(size: int, patience_s: float) -> dict[str, Weather]:
     return {
         **{
             f"{name}, {direction}": one_way(direction, toxic)
-            for (name, toxic), direction in product(toxics(size).items(), ("up", "down"))
+            for (name, toxic), direction in product(toxics(size, patience_s).items(), ("up", "down"))
         },
         "slow to close": slow_to_close,
         "half open": half_open,
@@ -170,7 +171,11 @@ async def all_minutes(country: Country, folder: Path, weathers: Mapping[str, Wea
             began = time.monotonic()
             await road.quiet(within_s=300)
             calm = time.monotonic() - began
-            await judged(road, asked, after=f"{name}: went on after {took:.1f} s, quiet {calm:.0f} s later")
+            await judged(
+                road,
+                asked,
+                after=f"{name} ({way.connections} connections): went on after {took:.1f} s, quiet {calm:.0f} s later",
+            )
 
     databases = await country.prepare(len(weathers))
     found = await asyncio.gather(*map(one, weathers, databases), return_exceptions=True)
@@ -187,10 +192,10 @@ def country(home: Path) -> Iterator[Country]:
 @pytest.mark.long
 @pytest.mark.timeout(900)
 async def test_a_minute_of_each_before_the_provider(country: Country, tmp_path: Path) -> None:
-    await all_minutes(country, tmp_path, weather(1_000), country.before_the_provider)
+    await all_minutes(country, tmp_path, weather(1_000, CAST.timeout_s), country.before_the_provider)
 
 
 @pytest.mark.long
 @pytest.mark.timeout(900)
 async def test_a_minute_of_each_before_postgres(country: Country, tmp_path: Path) -> None:
-    await all_minutes(country, tmp_path, weather(10_000), country.before_postgres)
+    await all_minutes(country, tmp_path, weather(10_000, STATEMENT_TIMEOUT_S), country.before_postgres)
