@@ -32,6 +32,7 @@ from daemon.simulator.ledger import Ledger
 from daemon.simulator.receipts import Postman
 from daemon.simulator.wire import BadRequestError, take_request
 from daemon.wire.answer import Answer
+from tests.core.test_address import EXAMPLES
 from tests.providers.test_dialects import SPEAKERS, attempt
 
 if TYPE_CHECKING:
@@ -267,14 +268,10 @@ def parsers(folder: Path) -> dict[str, Parser]:
         "a number": Parser(
             a_number,
             (
-                b"+12025550123",
-                b"(202) 555-0123",
-                b"+49 1511 2345678;ext=7",
-                b"a@example.com",
-                "+٢٠١".encode(),
-                b"72345",
+                *(b"(202) 555-0123", b"+49 1511 2345678;ext=7", b"a@example.com", "+٢٠١".encode(), b"72345"),
+                *(number.encode() for number in EXAMPLES),
             ),
-            60_000,
+            80_000,
         ),
         "a text": Parser(
             a_text,

@@ -29,7 +29,9 @@ if TYPE_CHECKING:
 
 HANG_S = 0.1
 SHORT = 250  # in the gate one in so many of the long test's mutations
-GROWTH_MAX = 8 * 2**20  # bytes a parser may keep after the first quarter of its mutations
+GROWTH_MAX = (
+    8 * 2**20
+)  # bytes a parser may keep of the second half of its mutations: what is loaded on need is, by then
 LONGEST = 200_000
 DIGITS = b"9" * 5_000  # more than int() reads
 ODD = (
@@ -112,7 +114,7 @@ def fuzz(name: str, parser: Parser, times: int) -> None:
     for seed in parser.seeds:
         parser.eat(seed)
     for number in range(times):
-        if number == times // 4:
+        if number == times // 2:
             settled = memory()
         raw = mutator.make()
         try:
