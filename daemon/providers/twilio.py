@@ -113,7 +113,7 @@ class Twilio:
         """Facts: twilio 1.3 and 3, reliability 2.4."""
         said, status = json_object(response.body), response.status
         if 200 <= status < 300:
-            return _accepted(said)
+            return _accepted(response, said)
         code = error_code(said.get("code"))
         why = reason(code, said.get("message") or said.get("detail") or said.get("title"))
         if status == 429:  # the one failure Twilio calls "never processed", whoever wrote the body
@@ -241,10 +241,13 @@ def basic(user: str, password: str) -> str:
     return f"Basic {b64encode(f'{user}:{password}'.encode()).decode('ascii')}"
 
 
-def _accepted(said: Json) -> Outcome:
+def _accepted(response: Response, said: Json) -> Outcome:
     sid = said.get("sid")
     if not isinstance(sid, str) or not SID.fullmatch(sid):
-        return Accepted(None)
+        # A resource whose end was lost, or all of it: a yes. A page, or words that name no message: another's yes.
+        if not said and response.body.lstrip()[:1] in (b"", b"{"):
+            return Accepted(None)
+        return Uncertain(f"answered {response.status} without a message")
     if said.get("status") == "failed" and (code := error_code(said.get("error_code"))):
         # It "never left", and no callback will say so: none is sent for the first status.
         return _by_table(code, reason(code, said.get("error_message")), meaning(code).wait_s)

@@ -40,7 +40,7 @@ class Duration(float):
             case bool():
                 raise ValueError(f"{quoted(value)}: {_EXPECTED}")
             case int() | float():
-                seconds = float(value)
+                seconds = float(value) if abs(value) <= _LONGEST else math.inf  # no float holds every number
             case str():
                 seconds = _spoken(value)
             case _:

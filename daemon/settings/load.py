@@ -54,6 +54,8 @@ def read(text: str, *, source: str = "config.toml") -> dict[str, object]:
         lines = text.split("\n")
         end = f"at line {len(lines)}, column {len(lines[-1]) + 1}, the end of the file"
         raise SettingsError(source, [f"not TOML: {str(error).replace('at end of document', end)}"]) from None
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits, brackets a thousand deep
+        raise SettingsError(source, [f"cannot be read: {error}"]) from None
 
 
 def parse(
@@ -70,6 +72,8 @@ def parse(
         # By way of JSON: strict there means exactly what TOML can say, lists for tuples and words for enums included.
         text = json.dumps(_completed(settled), default=str)
         settings = Settings.model_validate_json(text, context={"folder": folder.absolute()})
+    except RecursionError:
+        raise SettingsError(source, ["lists or tables stand too deep in one another"]) from None
     except ValidationError as found:
         mistakes += [
             explain(error, settled)
@@ -115,7 +119,7 @@ def _under_systemd(environ: Mapping[str, str]) -> bool:
 def _lines(mistakes: list[Mistake], tables: list[str]) -> list[str]:
     # In the order of the file, as far as it is known; what concerns one table stands together.
     def order(mistake: Mistake) -> tuple[int, str]:
-        first, *rest = mistake.where
+        first, *rest = mistake.where or ("",)
         second = next((f"{step:09}" if isinstance(step, int) else step for step in rest), "")
         return (tables.index(str(first)) if first in tables else len(tables), second)
 

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from typing import TYPE_CHECKING, cast
 
 from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-CONNECTIONS_MAX = 1_000  # open at once; what comes beyond is hung up on, so that senders keep their file descriptors
+    from aiohttp.typedefs import Handler
+
+CONNECTIONS_MAX = 1_000  # open at once, so that senders keep their file descriptors
 BACKLOG = 1_024  # not yet accepted; Linux caps it at net.core.somaxconn, 4,096
 IDLE_S = 8.0  # between requests, and for the whole header: longer than the second a proxy or a provider needs
 UNREAD_S = 5.0  # how long an answer may lie unread; aiohttp waits for ever for a client that does not read
@@ -19,11 +23,21 @@ LINGER_S = 1.0  # for what a client still says after it was turned away; without
 FINISH_S = 5.0  # for answers under way when the daemon stops
 
 
+def _of_interest(record: logging.LogRecord) -> bool:
+    """Not what a stranger says that is no HTTP: that is answered 400, and a trace of each would fill a disk."""
+    return not (record.exc_info and isinstance(record.exc_info[1], HttpProcessingError))
+
+
+_log = logging.getLogger(__name__)  # what aiohttp has to say of requests
+_log.addFilter(_of_interest)
+
+
 class Listener:
     """
     Serves *app* on *host* and *port* (0: any) until told to stop; then lets the answers under way be finished.
 
-    Counting sockets per address is left to the proxy in front: behind one, all of them are the proxy's.
+    Whoever comes when it is full takes the place of the caller who has kept us waiting longest: so a thousand who say
+    nothing keep nobody out. Counting sockets per address is left to the proxy in front: behind one, all are its own.
     """
 
     def __init__(
@@ -35,12 +49,15 @@ class Listener:
         self.listening = asyncio.Event()
         self._app = app
         self._connections_max = connections_max
+        self._asked: dict[asyncio.Protocol, web.Request] = {}  # by connection: what is being answered there
+        app.middlewares.insert(0, self._note)
 
     async def run(self, stop: asyncio.Event) -> None:
         """Serve until *stop*. Raises OSError when the address is taken or not ours."""
         runner = web.AppRunner(
             self._app,
             access_log=None,
+            logger=_log,
             auto_decompress=False,  # signatures are over the bytes as they came, and nobody sends us a bomb
             keepalive_timeout=IDLE_S,
             lingering_time=LINGER_S,
@@ -65,9 +82,29 @@ class Listener:
     def _admit(self, runner: web.AppRunner) -> Callable[[], asyncio.Protocol]:
         def admit() -> asyncio.Protocol:
             server = runner.server
-            return _Full() if server is None or len(server.connections) >= self._connections_max else server()
+            if server is None or (len(server.connections) >= self._connections_max and not self._make_room(server)):
+                return _Full()
+            return server()
 
         return admit
+
+    def _make_room(self, server: web.Server) -> bool:
+        """Hang up on the oldest connection from which something is still to come; whether there is one."""
+        for handler in server.connections:
+            asked, transport = self._asked.get(handler), handler.transport
+            waits = asked is None or not asked.content.is_eof()
+            if waits and transport is not None and not transport.is_closing():
+                transport.abort()
+                return True
+        return False
+
+    @web.middleware
+    async def _note(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        self._asked[request.protocol] = request
+        try:
+            return await handler(request)
+        finally:
+            del self._asked[request.protocol]
 
 
 async def _sweep(runner: web.AppRunner) -> None:

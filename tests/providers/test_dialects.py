@@ -155,7 +155,8 @@ def test_it_makes_sense_of_any_answer(speaker: Speaker, response: Response) -> N
         case Rejected() | Throttled():
             assert response.status // 100 in (2, 4)
         case Uncertain():
-            assert response.status // 100 != 2 or b"failed" in response.body
+            # Of a 2xx nothing is certain but what names a message, or was cut off before it could.
+            assert response.status // 100 != 2 or b"failed" in response.body or response.body.strip() != b""
         case _:
             pytest.fail(f"{outcome} cannot be heard")
     if isinstance(outcome, Throttled) and outcome.wait_s is not None:

@@ -197,10 +197,10 @@ NOW = {"date": "Fri, 25 Aug 2023 21:46:40 GMT"}
         pytest.param(201, {}, resource(status="failed", error_code=30410), Uncertain("a carrier did not answer in time", "30410"), id="failed, perhaps"),
         pytest.param(201, {}, b"", Accepted(None), id="no body"),
         pytest.param(201, {}, b'{"sid": "SM0123', Accepted(None), id="half a body"),
-        pytest.param(201, {}, PAGE, Accepted(None), id="another body"),
+        pytest.param(201, {}, PAGE, Uncertain("answered 201 without a message"), id="another body"),
         pytest.param(204, {}, b"", Accepted(None), id="204"),
-        pytest.param(201, {}, {"sid": 7}, Accepted(None), id="sid is no text"),
-        pytest.param(201, {}, {"sid": "a\0b"}, Accepted(None), id="sid is none"),
+        pytest.param(201, {}, {"sid": 7}, Uncertain("answered 201 without a message"), id="sid is no text"),
+        pytest.param(201, {}, {"sid": "a\0b"}, Uncertain("answered 201 without a message"), id="sid is none"),
         # Refused, in words
         pytest.param(400, {}, error(21211), Rejected(Fault.RECIPIENT, "21211", "not a phone number"), id="21211"),
         pytest.param(400, {}, error("21211"), Rejected(Fault.RECIPIENT, "21211", "not a phone number"), id="code in quotes"),

@@ -68,12 +68,12 @@ async def bad_road(stage: SetUp) -> AsyncIterator[tuple[Stage, Proxy]]:
         yield road, way
 
 
-async def keep_on(road: Stage, *, seconds: float, name: str) -> int:
+async def keep_on(road: Stage, *, seconds: float, name: str, rate: float = RATE) -> int:
     """Insert at half of what the senders may, for *seconds*; how many that were."""
     count = 0
     began = time.monotonic()
     while (passed := time.monotonic() - began) < seconds:
-        more = max(int(passed * RATE) - count, 1)
+        more = int(passed * rate) - count
         # Each to a person of their own: of hundreds of texts to one number no list tells which arrived.
         await road.connection.execute(
             "INSERT INTO outrider.outbox (recipient, service, intent, body)"
@@ -86,7 +86,7 @@ async def keep_on(road: Stage, *, seconds: float, name: str) -> int:
     return count
 
 
-async def judged(road: Stage, asked: int) -> None:
+async def judged(road: Stage, asked: int, *, after: str = "the road") -> None:
     """Sent, or ended and told so; twice only where a decision says why."""
     sent = await road.sent()
     ended = await road.connection.fetchval(
@@ -100,7 +100,9 @@ async def judged(road: Stage, asked: int) -> None:
         " WHERE kind = 'decision' AND outcome = 'resend' AND id = ANY ($1::uuid[])",
         doubled,
     )
-    print(f"asked {asked}, sent {len(sent)}, ended {ended}, doubled {len(doubled)} of which explained {explained}")
+    print(
+        f"{after}: asked {asked}, sent {len(sent)}, ended {ended}, doubled {len(doubled)} of which explained {explained}"
+    )
     assert explained == len(doubled)
 
 

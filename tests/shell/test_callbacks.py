@@ -321,18 +321,39 @@ async def test_a_compressed_body_stays_as_it_came() -> None:
     assert said.split(b" ")[1] == b"204"
 
 
-async def test_connections_beyond_the_bound_are_hung_up_on() -> None:
-    async with office(Notes(), connections_max=3) as here:
-        crowd = [await asyncio.open_connection("127.0.0.1", here.port) for _ in range(3)]
+async def test_who_comes_when_it_is_full_takes_the_place_of_whoever_keeps_us_waiting_longest() -> None:
+    async with office(Notes(), connections_max=2) as here:
+        slow, half = await asyncio.open_connection("127.0.0.1", here.port)
+        half.write(f"POST {target()} HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\nhalf".encode())
         await asyncio.sleep(0.05)  # accepted, each in its own turn of the loop
-        reader, writer = await asyncio.open_connection("127.0.0.1", here.port)
-        with pytest.raises((ConnectionError, asyncio.IncompleteReadError)):
-            await reader.readexactly(1)
-        writer.close()
-        for _, one in crowd:
-            one.close()
+        later, idle = await asyncio.open_connection("127.0.0.1", here.port)
         await asyncio.sleep(0.05)
         assert (await here.post(target(), WORD)).status == 204
+        with pytest.raises((ConnectionError, asyncio.IncompleteReadError)):
+            await asyncio.wait_for(slow.readexactly(1), timeout=2)
+        idle.write(b"GET /ping HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert await asyncio.wait_for(later.readexactly(12), timeout=2) == b"HTTP/1.1 200"
+        half.close()
+        idle.close()
+
+
+async def test_nobody_loses_his_place_while_he_is_answered() -> None:
+    committed = asyncio.Event()
+
+    class Slow(Notes):
+        async def hear(self, news: Sequence[News]) -> None:
+            await committed.wait()
+            await super().hear(news)
+
+    async with office(Slow(), connections_max=1) as here:
+        asked = asyncio.create_task(here.post(target(), WORD))
+        await asyncio.sleep(0.05)
+        reader, writer = await asyncio.open_connection("127.0.0.1", here.port)
+        with pytest.raises((ConnectionError, asyncio.IncompleteReadError)):
+            await asyncio.wait_for(reader.readexactly(1), timeout=2)
+        writer.close()
+        committed.set()
+        assert (await asked).status == 204
 
 
 async def test_ping_says_pong_and_nothing_about_us() -> None:

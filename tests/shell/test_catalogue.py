@@ -177,7 +177,7 @@ SILENCE = {
     "hangs within the body of a yes": (stuck(HALF), accepted(None)),
     "drips a yes": (dripping(YES[:HEAD], YES[HEAD:]), accepted(None)),
     "drips the headers": (dripping(b"HTTP/1.1 201 Created\r\nX: ", b"y" * 200), uncertain),
-    "accepts too late": (late(2 * SOON), uncertain),
+    "accepts too late": (late(10 * SOON), uncertain),
     "accepts late, but in time": (late(SOON / 3), accepted(SID)),
 }
 ANSWERS = {
@@ -217,14 +217,15 @@ ANSWERS = {
     "503": (said(503, refusal(20503), "Retry-After: 1"), uncertain),
     "504 of a proxy": (said(504, PAGE), uncertain),
     "200 that says it failed": (said(200, resource(status="failed", error_code=30001)), throttled(120.0)),
-    "200 with a page": (said(200, PAGE), accepted(None)),
+    "200 with a page": (said(200, PAGE), uncertain),
+    "200 with an error": (said(200, refusal(21211)), uncertain),
     "201 cut short": (HALF, accepted(None)),
-    "a yes without an id": (said(201, resource(sid=None)), accepted(None)),
+    "a yes without an id": (said(201, resource(sid=None)), uncertain),
     "garbage": (b"\x00\xff\xfe garbage\r\n\r\n", uncertain),
     "another protocol": (b"220 mail.example.com ESMTP\r\n", uncertain),
     "a bomb": (
         said(201, gzip.compress(bytes(10_000_000)), "Content-Encoding: gzip"),
-        accepted(None),
+        uncertain,
     ),
     "100,000 headers": (b"HTTP/1.1 201 Created\r\n" + b"X: y\r\n" * 100_000 + b"\r\n", uncertain),
 }
@@ -276,9 +277,9 @@ async def ask(transport: Transport | Wire, url: str, *, deadline_s: float = SOON
     return dialect().hear(answer) if isinstance(answer, Response) else answer
 
 
-async def all_places_are_free(transport: Transport | Wire) -> None:
+async def all_places_are_free(transport: Transport | Wire, places: int = PLACES) -> None:
     """As many exchanges as there are places stand on the wire at once: none is answered before all have come."""
-    meeting = asyncio.Barrier(PLACES)
+    meeting = asyncio.Barrier(places)
 
     async def script(caller: Caller) -> None:
         await caller.request()
@@ -286,7 +287,7 @@ async def all_places_are_free(transport: Transport | Wire) -> None:
         caller.say(YES)
 
     async with serving(script) as well:
-        outcomes = await asyncio.gather(*(ask(transport, well.url, deadline_s=LATE) for _ in range(PLACES)))
+        outcomes = await asyncio.gather(*(ask(transport, well.url, deadline_s=LATE) for _ in range(places)))
     assert all(isinstance(outcome, Accepted) for outcome in outcomes)
 
 
@@ -303,16 +304,6 @@ async def test_each_behaviour_permits_what_the_table_says(kind: Kind, behaviour:
     script, expected = CATALOGUE[behaviour]
     async with nothing_left(), serving(script) as server:
         await suffered(kind, server.url, expected, times=PLACES)
-
-
-@pytest.mark.long
-@pytest.mark.timeout(120)
-@pytest.mark.parametrize("behaviour", CATALOGUE)
-async def test_each_behaviour_two_hundred_and_fifty_times(kind: Kind, behaviour: str) -> None:
-    script, expected = CATALOGUE[behaviour]
-    async with nothing_left(), serving(script) as server:
-        for _ in range(0, 250, 2 * PLACES):
-            await suffered(kind, server.url, expected, times=2 * PLACES)
 
 
 async def test_one_id_for_two_messages_is_two_acceptances(kind: Kind) -> None:

@@ -107,6 +107,25 @@ async def serving(watch: Stand | None = None, guard: Guard | None = None) -> Asy
         stop.set()
 
 
+async def test_a_strangers_garbage_is_no_line_in_the_log_and_a_crash_of_ours_is(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    class Crashing(Stand):
+        def status(self) -> Status:
+            raise ZeroDivisionError
+
+    async with serving(Crashing()) as client:
+        port = int(client.url.rpartition(":")[2])
+        for garbage in (b"GET / HTTP/1.1\r\nA\xd1: b\r\n\r\n", b"GET / HTTP/1.1\r\nContent-Length: x\r\n\r\n"):
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.write(garbage)
+            assert (await reader.readline()).startswith(b"HTTP/1.0 400")
+            writer.close()
+        assert caplog.records == []
+        assert (await client.get("/api/status"))[0] == 500
+    assert [record.levelname for record in caplog.records] == ["ERROR"]
+
+
 # ---- what is told
 
 

@@ -39,6 +39,7 @@ class Pipe:
 
     def __init__(self, source: asyncio.StreamWriter, target: asyncio.StreamWriter) -> None:
         self.passed = 0  # bytes said so far
+        self.lost = False  # nothing goes on any more: a stream never resumes after a gap
         self._source = source
         self._target = target
 
@@ -65,7 +66,8 @@ async def healthy(chunk: bytes, pipe: Pipe) -> None:
 
 
 async def blackhole(chunk: bytes, pipe: Pipe) -> None:
-    """It never arrives, and nobody is told."""
+    """It never arrives, nor does anything after it, and nobody is told."""
+    pipe.lost = True
 
 
 def latency(seconds: float, *, jitter_s: float = 0.0, seed: int = 1) -> Toxic:
@@ -234,7 +236,8 @@ class Proxy:
     async def _carry(self, reader: asyncio.StreamReader, pipe: Pipe, toxic: Callable[[], Toxic]) -> None:
         with suppress(OSError):
             while chunk := await reader.read(CHUNK):
-                await toxic()(chunk, pipe)
+                if not pipe.lost:
+                    await toxic()(chunk, pipe)
         if self.linger_s:
             await asyncio.sleep(self.linger_s)
         pipe.close()
