@@ -41,9 +41,10 @@ class Desk:
         self._observer = observer
         self.key = b""  # signs the tokens of callback URLs; the database has it
         self.public_url = ""  # under which providers reach us
-        self._wall = clock.now
-        self.skew_s = 0.0  # by how much the database's clock is ahead of ours: all it stores and judges is by its own
         self.tick = clock.tick
+        # What the database's clock says at our tick nought: all it stores and judges is by its own. Not by our wall
+        # clock: that may jump, and what is judged to be too late has ended for good. Until it is asked ours must do.
+        self._zero = clock.now() - clock.tick()
         self.leases: Leases | None = None  # set once, by app.py: leases need the desk and the desk the leases
         self.opted_out: set[tuple[str, str]] = set()  # (tenant, E.164); a tenant of '' stands for all
         self.pauses: dict[str, str] = {}
@@ -72,7 +73,11 @@ class Desk:
 
     def now(self) -> float:
         """What time it is for the database, as far as we know."""
-        return self._wall() + self.skew_s
+        return self._zero + self.tick()
+
+    def told_the_time(self, now: float) -> None:
+        """The database has just said what time it is there."""
+        self._zero = now - self.tick()
 
     def warm(self) -> None:
         """Compile the numbering plans of our senders' countries now (+1 takes 75 ms), not at the first login code."""

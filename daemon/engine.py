@@ -200,7 +200,7 @@ class Engine:
         )  # fmt: skip
         if not self._levels_published:
             await self._publish_levels()
-        self.desk.skew_s = said[0]["now"] - self._clock.now()
+        self.desk.told_the_time(said[0]["now"])
         if self.leases.held and not said[0]["unreconciled"]:
             self.journal.forget_old()
 

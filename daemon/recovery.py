@@ -118,7 +118,10 @@ class Recovery:
         """
         waiting = {key: said for key, said in self._memory.answered.items() if said.get("status") in WAITING}
         rows = await self._line.ask(
-            "SELECT id FROM outrider.queue WHERE id = ANY ($1::uuid[])", list({id for id, _ in waiting})
+            "SELECT id FROM outrider.queue WHERE id = ANY ($1::uuid[])"
+            " UNION SELECT id FROM outrider.outcome WHERE id = ANY ($1::uuid[]) AND rank < $2",  # given up meanwhile
+            list({id for id, _ in waiting}),
+            RANKS[Status.ACCEPTED],
         )
         ours = {row["id"] for row in rows}
         await self._ledger.late([recalled(said, id, "") for (id, _), said in waiting.items() if id in ours])

@@ -26,8 +26,16 @@ WITH fence AS MATERIALIZED (
     SELECT id, status, rank, attempt, segments, provider, sender, reference, code, reason, accepted_at FROM gone
     -- A receipt may have come before our own answer: the heavier word stays, the facts of the exchange are filled in.
     ON CONFLICT (id) DO UPDATE
-       SET status = CASE WHEN excluded.rank > o.rank THEN excluded.status ELSE o.status END,
-           rank = greatest(excluded.rank, o.rank),
+       SET (status, rank) = (
+               SELECT CASE WHEN excluded.rank > h.rank THEN excluded.status ELSE h.status END,
+                      greatest(excluded.rank, h.rank)
+                      -- That an earlier attempt was sent may stand in its receipts alone, and they will not speak on.
+                 FROM (SELECT CASE WHEN s.heard THEN 'sent' ELSE o.status END AS status,
+                              CASE WHEN s.heard THEN 30 ELSE o.rank END AS rank
+                         FROM (SELECT o.status = 'accepted'
+                                      AND EXISTS (SELECT FROM outrider.receipt r
+                                                   WHERE r.id = o.id AND r.status = 'sent' AND r.attempt >= o.attempts)
+                                      AS heard) AS s) AS h),
            -- Our own ending says nothing against a provider's word on an earlier attempt: that one goes on speaking.
            attempts = CASE WHEN excluded.rank < 10 AND o.rank >= 10 THEN o.attempts ELSE excluded.attempts END,
            segments = coalesce(excluded.segments, o.segments), provider = coalesce(excluded.provider, o.provider),

@@ -312,7 +312,7 @@ async def test_a_clock_behind_the_databases_sends_what_the_claim_found_due(tmp_p
     clock = Wound()
     async with house(tmp_path, clock) as made:
         assert isinstance(made.desk.ask(message(due_at=clock.now() + 3_600)), Go)
-        made.desk.skew_s = 3_600.0
+        made.desk.told_the_time(clock.now() + 3_600.0)
         assert made.desk.now() == clock.now() + 3_600
         assert isinstance(made.desk.ask(message(expires_at=clock.now() + 60)), Refuse)
 

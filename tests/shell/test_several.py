@@ -324,6 +324,23 @@ async def test_a_log_that_comes_back_testifies_to_what_was_accepted(house: House
         assert await connection.fetchval("SELECT reference FROM outrider.outcome WHERE id = $1", taken[2].id) == "SM7"
 
 
+async def test_it_is_heard_after_the_doubt_was_given_up_as_well(house: House, connection: Connection) -> None:
+    owner = uuid4()
+    taken = await died(house, connection, owner)
+    await connection.execute(EXPIRE.format("20 s"))
+    async with house("two") as other:
+        await other.leases._take()
+        await connection.execute("UPDATE outrider.claim SET taken_at = taken_at - interval '1 hour'")
+        await connection.execute("UPDATE outrider.attempt SET at = at - interval '1 hour'")
+        await connection.execute("UPDATE outrider.queue SET due_at = now() WHERE state = 'unknown'")
+        await other.janitor._doubts()
+        assert await states(connection) == {"dead": 4}
+    async with house(owner=owner) as again:
+        await again.recovery.testify()
+        assert await states(connection) == {"dead": 3, "accepted": 1}
+        assert await connection.fetchval("SELECT reference FROM outrider.outcome WHERE id = $1", taken[2].id) == "SM7"
+
+
 async def lost(house: House, connection: Connection, configured: Settings | None = None) -> UUID:
     """A message in doubt of which no log tells by whom it was sent, if at all."""
     (id,) = await insert(connection)

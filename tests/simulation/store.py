@@ -208,6 +208,8 @@ class Store:
             return False
         self._leave(row)
         row.tried = max(row.tried, attempt)
+        if row.status is ACCEPTED and row.sent_heard >= row.told:
+            row.status = SENT  # that attempt will not speak on
         if row.status is None or RANKS[status] > RANKS[row.status]:
             row.status, row.code, row.why = status, code, why
         if RANKS[row.status] < RANKS[ACCEPTED] or RANKS[status] >= RANKS[ACCEPTED]:
@@ -220,7 +222,7 @@ class Store:
         """``giveback.sql``."""
         if not self.fence(owner, grp, epoch) or row.state is None or row.attempts != attempt - 1:
             return False
-        skipped, row.tried = row.skipped, attempt
+        skipped, row.tried = row.skipped, max(row.tried, attempt)
         self._leave(row, free=row.status is not None)
         if row.status is None:
             self._enter(row, state, due_at, attempt, ordered=False)

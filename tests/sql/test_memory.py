@@ -368,6 +368,21 @@ async def test_our_own_ending_leaves_the_word_to_the_attempt_that_was_accepted(h
     assert await us.where(one) is S.UNDELIVERED
 
 
+async def test_what_was_heard_of_one_copy_stays_when_the_next_is_accepted(house: House, us: Daemon) -> None:
+    one = await taken(house, us)
+    await us.back(one, "unknown")
+    await us.decide(one, "ready")
+    (again,) = await us.claim()
+    await us.late(one)
+    await us.hear(one, S.SENT)
+    assert await us.settle(again)
+    assert await us.where(one) is S.SENT
+    await us.hear(one, S.UNDELIVERED, attempt=1)
+    assert await us.where(one) is S.SENT, "the newest speaks: it may yet arrive"
+    await us.hear(again, S.DELIVERED)
+    assert await us.where(one) is S.DELIVERED
+
+
 async def test_receipts_leave_one_result_in_any_order(house: House, us: Daemon) -> None:
     words = [(S.SENT, ""), (S.UNDELIVERED, "30003"), (S.FAILED, "30005"), (S.DELIVERED, "")]
     for count in (3, 4):
