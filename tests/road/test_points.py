@@ -300,7 +300,7 @@ async def come_due(road: Stage) -> None:
     )
 
 
-ON_THE_WIRE = {"latency": {"kind": "fixed", "ms": 5_000}, "receipts": {"enabled": False}}
+ON_THE_WIRE = {"latency": {"kind": "fixed", "ms": 60_000}, "receipts": {"enabled": False}}
 
 
 @pytest.mark.long
