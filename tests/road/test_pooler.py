@@ -255,7 +255,7 @@ async def test_three_daemons_through_one_pooler_and_postgres_killed_behind_it(ho
 
 
 async def test_a_standby_promoted_behind_the_pooler_is_seen(home: Path, tmp_path: Path) -> None:
-    """Its connection lives on: only a question within each transaction tells that another server answers."""
+    """While the daemon stands still. It is seen without the guard in each claim too (that: shell/test_database.py)."""
     async with stage(home, tmp_path, SILENT) as (ground, road), pooler(ground, home, "transaction") as way:
         through(road, way)
         await road.start()  # the home is written down: this is the database it knows
