@@ -357,14 +357,19 @@ class Replica:
         subprocess.run(["cp", "-a", str(source), str(target)], check=False, capture_output=True)  # files come and go
 
 
-async def fail_over(ground: Ground, road: Stage) -> set[str]:
-    """Send 60, of which a standby knows only that they were asked for, and promote it; the ids sent until then."""
+async def fail_over(ground: Ground, road: Stage, *, frozen: bool = False) -> set[str]:
+    """
+    Send 60, of which a standby knows only that they were asked for, and promote it; the ids sent until then.
+    *frozen*: the daemon does not see Postgres go; whoever asks thaws it.
+    """
     await road.insert(60, service="otp", intent="delivery")
     replica = Replica(ground)
     await replica.take(road.connection)
     await road.start()
     while road.simulator.ledger.accepted < 30:
         await asyncio.sleep(0.01)
+    if frozen:
+        road.freeze()
     ground.kill()
     await asyncio.sleep(1)  # answers come in, and cannot be written
     replica.promote()
