@@ -110,7 +110,7 @@ class Stage:
                 for one in (stage, *stage._others):
                     if one._process is not None:
                         await one.kill()
-                await connection.close()
+                await stage.connection.close()  # it may be another by now: Postgres comes and goes
 
     async def _watch(self) -> None:
         while True:
