@@ -230,20 +230,23 @@ def spent(pid: int) -> float:
 
 
 class Gauge:
-    """What the daemon does meanwhile: how fast it sends, and how much memory it takes at most."""
+    """What the daemon does meanwhile: how fast it sends, how much CPU and, at most, how much memory it takes."""
 
     def __init__(self, road: Stage) -> None:
         self._road = road
         self.most = 0
-        self.per_s = 0.0
+        self.per_s = self.cpu_s = self.lasted_s = 0.0
 
     async def __aenter__(self) -> Self:
         self._sent, self._began = self._road.simulator.ledger.accepted, time.monotonic()
+        self._spent = spent(self._road.pid)
         self._watching = asyncio.create_task(self._watch())
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        self.per_s = (self._road.simulator.ledger.accepted - self._sent) / (time.monotonic() - self._began)
+        self.lasted_s = time.monotonic() - self._began
+        self.per_s = (self._road.simulator.ledger.accepted - self._sent) / self.lasted_s
+        self.cpu_s = spent(self._road.pid) - self._spent
         self._watching.cancel()
 
     async def _watch(self) -> None:
@@ -301,7 +304,8 @@ def heard(
     assert len(final) == many
     p99, slowest = quantiles([took for *_, took in final], n=100)[-1], max(took for *_, took in final)
     print(
-        f"{many} receipts at {FLOOD_PER_S}/s: 0 lost, {len(answers) - many} told to come again, answered p99"
+        f"{many} receipts at {FLOOD_PER_S}/s in {during.lasted_s:.1f} s, {during.cpu_s:.1f} s of them CPU of the daemon's:"
+        f" 0 lost, {len(answers) - many} told to come again, answered p99"
         f" {p99 * 1e3:.0f} ms, at most {slowest * 1e3:.0f} ms; sending {before.per_s:.0f}/s before, {during.per_s:.0f}/s"
         f" meanwhile; memory {(during.most - before.most) / 2**20:+.1f} MB; a forged one {cpu_s * 1e6:.0f} us"
     )
