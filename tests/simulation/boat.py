@@ -58,6 +58,7 @@ class Dispatch:
     segments: int
     tick: float
     word: Word | None = None  # what became of it, once it is known
+    settled: bool = False  # and the store has it
 
 
 @dataclass(slots=True)
@@ -114,7 +115,8 @@ class Boat:
         self.group_of = world.group_of
         self.run = 0  # which process: an event of an older one finds nobody
         self.up = self.held = False
-        self.frozen_until = 0.0
+        self.frozen_until = self.up_at = 0.0
+        self.put_off: list[tuple[int, int, object]] = []  # what happened to it while it stood still
         self.error = 0.0  # of its wall clock against the database's, since it last asked
         self.log: dict[tuple[int, int], Dispatch] = {}
         self.log_lost = False  # the machine went down, not only the process
@@ -130,7 +132,7 @@ class Boat:
         self.hand: dict[int, Message] = {}
         self.claims: dict[int, list[object]] = {}  # claim id -> the claim, and how many of it are in hand
         self.words: deque[Word] = deque()
-        self.flushing = self.stopping = self.untidy = False
+        self.flushing = self.stopping = self.untidy = self.testified = False
         self.absent: dict[int, float] = {}
         self.heard = 0  # signals read
         self.canceled: set[int] = set()
@@ -171,6 +173,7 @@ class Boat:
         self.up = False
         self.run += 1
         self.frozen_until = 0.0
+        self.put_off.clear()
 
     def now(self) -> float:
         """What time it believes it is."""
@@ -212,6 +215,8 @@ class Boat:
                 else:
                     del self.epochs[grp], self.deadlines[grp]
             self.error = 0.0
+            if not self.testified:
+                self._testify()
             if self.held or self.stopping:
                 return
             for grp in world.groups:
@@ -219,6 +224,18 @@ class Boat:
                     self._take(grp, now)
         except Down:
             pass
+
+    def _testify(self) -> None:
+        """Acceptances that the store never heard of, although another has judged our claims since."""
+        for said in self.memory.values():
+            row: Life = said.row
+            if said.settled or said.word is None or said.word.status not in {"accepted", "sent"} or row.lost:
+                continue
+            if row.state is not None or RANKS[row.where()] < RANKS[Status.ACCEPTED]:
+                before = row.where()
+                self.world.store.late(row, said.attempt, Status(said.word.status))
+                self.world.laws.step(row, laws.FENCED, before)
+        self.testified = True
 
     def _take(self, grp: str, now: float) -> None:
         world = self.world
@@ -313,10 +330,10 @@ class Boat:
                 self._close(claim)
         self.untidy = False
 
-    def _claim(self, grp: str, epoch: int) -> None:
-        world, now = self.world, self.world.now
-        wishes = []
-        for name, addresses in world.lanes_of[grp]:
+    def _wishes(self, grp: str) -> list[tuple[str, int, int]]:
+        """What the senders of *grp* can use soon, by lane and level."""
+        now, wishes = self.world.now, []
+        for name, addresses in self.world.lanes_of[grp]:
             if name in self.paused:
                 continue
             free = 0
@@ -332,7 +349,11 @@ class Boat:
             if free:
                 wishes += [(name, level, free) for level in (1, 2, 3)]
         room = IN_HAND_MAX - len(self.hand)
-        wishes = [(name, level, min(many, room // len(wishes))) for name, level, many in wishes]
+        return [(name, level, min(many, room // len(wishes))) for name, level, many in wishes]
+
+    def _claim(self, grp: str, epoch: int) -> None:
+        world, now = self.world, self.world.now
+        wishes = self._wishes(grp)
         if not wishes or not wishes[0][2]:
             return
         claim = world.store.claim(self.owner, grp, epoch, wishes, now, self.hand)
@@ -340,6 +361,8 @@ class Boat:
             return
         for row, _ in claim.rows:
             world.laws.claimed(self, row, grp, epoch)  # type: ignore[arg-type]
+            if row.posts:  # type: ignore[attr-defined]
+                world.again(row)  # type: ignore[arg-type]
         self._answered()
         if len(self.hand) + len(claim.rows) > IN_HAND_MAX:
             broken("I12", f"{len(self.hand) + len(claim.rows)} messages in hand, at most {IN_HAND_MAX}")
@@ -457,7 +480,7 @@ class Boat:
         world.stall -= 1
         if world.stall <= 0:  # stopped between the last look and the write: no fence reaches that
             world.unstall()
-            self.frozen_until = world.now + 60.0 * world.dice()
+            world.freeze(self, world.now + 60.0 * world.dice())
             flight.write_late = True
             world.at(0.0, world.WRITE, self, flight)
             return
@@ -563,6 +586,9 @@ class Boat:
                 self._write(word, word.grp, self.epochs.get(word.grp, 0))
                 self._answered()
                 self.words.popleft()
+                record = self.log.get((word.row.id, word.attempt))
+                if record is not None:
+                    record.settled = True
                 self._release(word)
             self.flushing = False
         except Down:
@@ -587,6 +613,8 @@ class Boat:
             if not done and event == laws.ACCEPT:  # the truth is never thrown away
                 store.late(row, word.attempt, status)
         self.world.laws.step(row, event if done else laws.FENCED, before)
+        if not done and row.in_flight:
+            self.world.spite(row)
 
     def _release(self, word: Word) -> None:
         message = self.hand.get(word.row.id)
@@ -660,6 +688,8 @@ class Boat:
         if isinstance(step, doubt.Look):
             row.due_at = min(step.at, world.now + 600.0)
             return
+        if step.status == "ready":
+            world.poised()
         before = row.where()
         if world.store.decide(row, attempt, step.status, step.reason, world.now):
             if step.status == "ready":

@@ -37,6 +37,22 @@ EVENTS = (
  TOLD_ACCEPTED, TOLD_SENT, TOLD_UNDELIVERED, TOLD_FAILED, TOLD_DELIVERED, TOLD_READ) = range(len(EVENTS))  # fmt: skip
 TOLD = {S.ACCEPTED: TOLD_ACCEPTED, S.SENT: TOLD_SENT, S.UNDELIVERED: TOLD_UNDELIVERED, S.FAILED: TOLD_FAILED,
         S.DELIVERED: TOLD_DELIVERED, S.READ: TOLD_READ}  # fmt: skip
+LAWS = {
+    "I1": "a message is in one place, and nowhere without a reason",
+    "I2": "a lease is taken under a higher epoch than ever before",
+    "I3": "who takes a message holds its lease",
+    "I4": "nothing leaves under a lease that is gone",
+    "I5": "what leaves has been written down",
+    "I6": "nothing leaves again unless something allows it, and says so",
+    "I7": "no news takes back heavier news",
+    "I8": "what has ended moves by evidence or by hand alone, and a yes is never forgotten",
+    "I9": "no sender is faster than its rate",
+    "I10": "what has one order_key goes in order",
+    "I11": "nothing leaves that is canceled, too late or unwanted",
+    "I12": "a resting provider is left alone, and hands hold no more than they may",
+    "liveness": "everything comes to rest",
+}
+
 # These alone move a message that has ended: evidence, and an operator.
 MOVERS = frozenset({FOUND, FENCED, REPLAY, *TOLD.values()})
 
@@ -53,7 +69,7 @@ class Life(Row):
     """A message, and what really became of it."""
 
     __slots__ = (
-        "accepted", "arrived", "canceled_at", "done_once", "excused", "intent", "licences", "lost", "message", "policy", "posts",
+        "accepted", "arrived", "canceled_at", "done_once", "excused", "intent", "licences", "lost", "message", "overtook", "policy", "posts",
         "previous", "recipient", "segments", "service", "top", "yes",
     )  # fmt: skip
 
@@ -66,6 +82,7 @@ class Life(Row):
         self.arrived = False  # a receipt said so, and it was committed
         self.canceled_at: float | None = None
         self.excused = False  # a second copy was named in the store, before that was rolled back
+        self.overtook = False  # it was let past one that was held, before that was rolled back
         self.done_once = False  # it has been out of the queue
         self.lost = False  # undone altogether by a promoted standby
         self.previous: Life | None = None  # of its order_key
@@ -141,7 +158,7 @@ class Laws:
         before = row.previous
         while before is not None and before.lost:
             before = before.previous
-        if before is not None and not (before.done_once or row.skipped or row.done_once):
+        if before is not None and not (before.done_once or row.skipped or row.overtook or row.done_once):
             broken("I10", f"{row.id} was taken before {before.id} of the same order_key")
 
     def posted(self, boat: Boat, row: Life, attempt: int, sender: str, provider: str, *, late: bool) -> None:

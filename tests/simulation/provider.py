@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 
 S = Status
 FAULTS = (Fault.RECIPIENT, Fault.CONTENT, Fault.OPTED_OUT, Fault.ROUTE, Fault.SENDER, Fault.TRANSIENT, Fault.UNKNOWN)
-LISTED_S = 20.0  # so long a message may be missing from its list
 
 
 class Provider:
@@ -41,7 +40,7 @@ class Provider:
         world, dice = self.world, self.world.dice
         world.sent.append((row, attempt))
         roll, mode = dice(), self.mode
-        wait = 0.03 + (0.4 if mode != "slow" else 4.0) * dice() ** 2
+        wait = 0.03 + (0.4 if mode != "slow" else world.luck.slow_s) * dice() ** 2
         if mode == "hanging" and roll < 0.9:
             if dice() < 0.4:
                 self._accept(row, attempt)
@@ -54,12 +53,13 @@ class Provider:
             return wait, Throttled(None if dice() < 0.5 else 5.0 * dice(), "429", "too fast")
         if mode == "account" and roll < 0.7:
             return wait, Rejected(Fault.ACCOUNT, "20003", "unauthorised")
-        if roll < 0.86:
+        luck = world.luck
+        if roll < 1.0 - luck.refusals - luck.silence:
             self._accept(row, attempt)
-            if dice() < 0.09:
+            if dice() < luck.deafness:
                 return wait, Uncertain("reset after the request")  # the answer is lost
             return wait, Accepted(None if dice() < 0.01 else "SM", "sent" if dice() < 0.2 else "accepted")
-        if roll < 0.92:
+        if roll < 1.0 - luck.refusals:
             return EXCHANGE_S if dice() < 0.3 else wait, Uncertain("reset after the request")
         return wait, Rejected(FAULTS[int(7 * dice())], "30000", "refused")
 
@@ -78,21 +78,21 @@ class Provider:
 
     def _accept(self, row: Life, attempt: int) -> None:
         world, dice = self.world, self.world.dice
-        self._has[row.id, attempt] = world.now + LISTED_S * dice() ** 3
+        self._has[row.id, attempt] = world.now + world.luck.listed_s * dice() ** 3
         if self.idempotent and row.id in self._knows:
             return  # its own: no second copy
         self._knows.add(row.id)
         if row.accepted and not self._explained(row):
             broken("I6", f"{row.id} is a duplicate that nothing explains")
         world.laws.copied(row)
-        roll, wait = dice(), 0.02 + 2.0 * dice() ** 2
+        roll, wait = dice(), (0.02 + 2.0 * dice() ** 2) * world.luck.rush
         words = [(wait, S.SENT), (wait + 20.0 * dice() ** 2, S.DELIVERED if roll < 0.85 else S.UNDELIVERED)]
         if roll > 0.93:
             words[-1] = (words[-1][0], S.FAILED)
         if roll < 0.05:
             words.append((words[-1][0] + 30.0 * dice(), S.READ))
         for usual, word in words:
-            if dice() < 0.04:
+            if dice() < world.luck.unheard:
                 continue  # lost
             after = usual * 20.0 if dice() < 0.05 else usual
             world.at(after, world.RECEIPT, None, (row, attempt, word, 0))

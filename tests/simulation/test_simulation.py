@@ -14,12 +14,12 @@ import pytest
 
 from daemon.core.lifecycle import STEPS, Status
 from tests.simulation.bugs import BUGS, Bug
-from tests.simulation.laws import FINAL, Broken
+from tests.simulation.laws import FINAL, LAWS, Broken
 from tests.simulation.run import Sum, many, one, some
 from tests.simulation.world import World
 
 S = Status
-SEEDS, STEPS_EACH = 410, 23_000
+SEEDS, STEPS_EACH = 350, 23_000
 ENOUGH = 1_000
 PLANTED_STEPS, PLANTED_EACH = 400_000, 5_000
 
@@ -28,52 +28,52 @@ OVERTAKEN = (S.DELIVERED, S.READ, S.UNDELIVERED, S.FAILED)  # by a receipt, befo
 # What may happen to a message, by where it stands; each of these at least a thousand times.
 LEGAL: dict[str, set[Status]] = {
     "claim": {S.QUEUED},
-    "accept": {S.SENDING, *OVERTAKEN},
-    "retry": {S.SENDING, S.DELIVERED},
-    "doubt": {S.SENDING, S.DELIVERED},
-    "end": {S.SENDING},
-    "fenced": {S.UNKNOWN, S.ACCEPTED, S.SENT, *OVERTAKEN},
+    "accept": {S.QUEUED, S.SENDING, *OVERTAKEN},
+    "retry": {S.QUEUED, S.SENDING, S.DELIVERED, S.READ},
+    "doubt": {S.SENDING, *OVERTAKEN},
+    "end": {S.QUEUED, S.SENDING, S.DELIVERED, S.READ},
+    "fenced": {S.QUEUED, S.SENDING, S.UNKNOWN, S.ACCEPTED, S.SENT, S.DEAD, *OVERTAKEN},
     "free": {S.SENDING},
-    "take over": {S.SENDING, S.DELIVERED, S.READ},
+    "take over": {S.SENDING, S.DELIVERED, S.READ, S.FAILED},
     "cancel": set(S),
     "refuse": {S.QUEUED},
     "found": {S.UNKNOWN},
     "resend": {S.UNKNOWN},
     "give up": {S.UNKNOWN},
     "replay": {S.UNDELIVERED, S.FAILED, S.DEAD},
-    "reappear": {S.QUEUED},
+    "reappear": {S.QUEUED, S.SENDING},
     **{word: set(S) for word in TOLD},
 }
-# Legal too, and rare: a verdict, a crash or a promoted standby meets what somebody else has just changed.
+# Each of these at least once. They take two copies of one message and a third thing at the right moment: an acceptance
+# of the first that is told while the second is in hand (by a daemon that slept through its lease), a fail-over between
+# the two, a crash before the second left. What is in neither table may not happen at all. A message that has news is
+# not claimed, for one: claims whose COMMIT was not heard of are closed before more is taken.
 RARE: dict[str, set[Status]] = {
-    "claim": set(OVERTAKEN),
-    "accept": {S.QUEUED, S.UNKNOWN, S.ACCEPTED, S.SENT},
-    "retry": {S.QUEUED, S.UNKNOWN, S.ACCEPTED, S.SENT, S.READ, S.UNDELIVERED, S.FAILED},
-    "doubt": {S.QUEUED, S.UNKNOWN, S.ACCEPTED, S.SENT, S.READ, S.UNDELIVERED, S.FAILED},
-    "end": {S.QUEUED, S.UNKNOWN, S.ACCEPTED, S.SENT, *OVERTAKEN},
-    "fenced": {S.QUEUED, S.SENDING, S.EXPIRED, S.CANCELED, S.SUPPRESSED, S.DEAD},
+    "accept": {S.UNKNOWN, S.ACCEPTED, S.SENT},
+    "retry": {S.UNKNOWN, S.ACCEPTED, S.SENT, S.UNDELIVERED, S.FAILED},
+    "doubt": {S.QUEUED, S.UNKNOWN, S.ACCEPTED, S.SENT},
+    "end": {S.UNKNOWN, S.ACCEPTED, S.SENT, S.UNDELIVERED, S.FAILED},
+    "fenced": {S.EXPIRED, S.CANCELED, S.SUPPRESSED},
     "free": {S.ACCEPTED, S.SENT, *OVERTAKEN},
-    "take over": {S.ACCEPTED, S.SENT, S.UNDELIVERED, S.FAILED},
-    "reappear": {S.SENDING, S.UNKNOWN},
+    "take over": {S.ACCEPTED, S.SENT, S.UNDELIVERED},
+    "reappear": {S.UNKNOWN},
 }
-# Steps of core/lifecycle.py that need more bad luck than there is in ten million steps.
-HARDLY = {(S.UNKNOWN, S.SUPPRESSED), (S.EXPIRED, S.ACCEPTED), (S.EXPIRED, S.SENT), (S.SUPPRESSED, S.ACCEPTED),
-          (S.SUPPRESSED, S.SENT), (S.CANCELED, S.ACCEPTED), (S.DEAD, S.ACCEPTED), (S.DEAD, S.SENT)}  # fmt: skip
 
 
 def judge(total: Sum) -> None:
     """Nothing broke, and everything was met."""
     assert not total.broken, "\n".join(total.broken)
     pairs = total.pairs()
-    seldom = {(event, here): pairs[here, event] for event, all_ in LEGAL.items() for here in all_}
-    assert {pair: count for pair, count in seldom.items() if count < ENOUGH} == {}, total.table()
+    for table, enough in ((LEGAL, ENOUGH), (RARE, 1)):
+        counts = {(event, here): pairs[here, event] for event, all_ in table.items() for here in all_}
+        assert {pair: count for pair, count in counts.items() if count < enough} == {}, total.table()
     strange = {
         pair for pair, count in pairs.items() if count and pair[0] not in LEGAL[pair[1]] | RARE.get(pair[1], set())
     }
     assert strange == set(), total.table()
     order = list(Status)
     trodden = {(here, there) for here in S for there in S if total.trodden[order.index(here)][order.index(there)]}
-    assert {(here, there) for here, exits in STEPS.items() for there in exits} - trodden <= HARDLY
+    assert {(here, there) for here, exits in STEPS.items() for there in exits} == trodden
 
 
 @pytest.mark.timeout(900)
@@ -131,6 +131,14 @@ def hunted() -> tuple[Broken, int]:
             return broken, steps + world.steps
         steps += world.steps
     raise AssertionError(f"not found in {steps:,} steps")
+
+
+def test_each_law_has_a_bug_that_breaks_it() -> None:
+    """That it is found by it, the next test shows."""
+    named = {law: [bug.name for bug in BUGS if law in bug.laws] for law in LAWS}
+    print("\n".join(f"{law:9}{LAWS[law]}: {'; '.join(bugs)}" for law, bugs in named.items()))
+    assert all(named.values())
+    assert {law for bug in BUGS for law in bug.laws} == LAWS.keys()
 
 
 @pytest.mark.parametrize("bug", BUGS, ids=lambda bug: bug.name)

@@ -20,6 +20,7 @@ from daemon.core.routing import Sender
 from tests.simulation import laws
 from tests.simulation.boat import Boat, Down, Killed
 from tests.simulation.laws import FINAL, Laws, Life, broken
+from tests.simulation.luck import Luck
 from tests.simulation.provider import Provider
 from tests.simulation.store import Store
 
@@ -33,11 +34,12 @@ LANES = ("alpha", "alpha", "alpha", "beta", "gamma", "gamma", "gamma", "gamma", 
 SEGMENTS = (1, 1, 1, 1, 1, 1, 1, 2, 3, 5)
 INTENTS = (("otp", 1), ("delivery", 2), ("marketing", 3), ("marketing", 3), ("marketing", 3))
 POLICIES = {"otp": ("resend", 8.0), "delivery": ("resolve", 75.0), "marketing": ("drop", 20.0)}
+HASTY = {"otp": ("resend", 3.0), "delivery": ("resend", 20.0), "marketing": ("resend", 6.0)}
 EVERY_S = 0.3  # between two messages
 LIVELY_S = 3 * 3600.0  # within this, without faults, everything must have come to rest
 
 KINDS = (
-    "insert", "receipt", "gossip", "trouble", "chore", "failover", "reconcile", "boot", "renew", "look", "resolve", "turn",
+    "insert", "receipt", "gossip", "trouble", "chore", "failover", "reconcile", "thaw", "nap", "boot", "renew", "look", "resolve", "turn",
     "leave", "write", "answer", "flush", "clear",
 )  # fmt: skip
 
@@ -45,7 +47,7 @@ KINDS = (
 class World:
     """One seed's world. :meth:`live` until it has taken so many steps, then :meth:`rest`."""
 
-    (INSERT, RECEIPT, GOSSIP, TROUBLE, CHORE, FAILOVER, RECONCILE, BOOT, RENEW, LOOK, RESOLVE, TURN, LEAVE, WRITE,
+    (INSERT, RECEIPT, GOSSIP, TROUBLE, CHORE, FAILOVER, RECONCILE, THAW, NAP, BOOT, RENEW, LOOK, RESOLVE, TURN, LEAVE, WRITE,
      ANSWER, FLUSH, CLEAR) = range(len(KINDS))  # fmt: skip
 
     def __init__(self, seed: int, *, tell: Callable[[str], None] | None = None) -> None:
@@ -53,6 +55,7 @@ class World:
         self.random = random.Random(seed)
         self.dice = self.random.random
         self.tell = tell
+        self.luck = luck = Luck.drawn(self.dice)
         self.now = 1_000_000.0
         self.steps = self.crashes = self.failovers = 0
         self.store, self.laws = Store(), Laws()
@@ -65,7 +68,7 @@ class World:
             "p1": Provider(self, "p1", askable=True),
             "p2": Provider(self, "p2", askable=True, idempotent=True),
         }
-        self.pools, self.policies = POOLS, POLICIES
+        self.pools, self.policies = POOLS, HASTY if luck.haste else POLICIES
         services = {name: pool for name, pool in POOLS.items() if not name.startswith("@")}
         found = groups(services, senders=[address for address, _, _ in SENDERS])
         self.groups = [group.name for group in found]
@@ -82,6 +85,7 @@ class World:
         self.paused: set[str] = set()
         self.held = False
         self.snapshot: tuple[float, object] | None = None
+        self.doubted: set[int] = set()  # what was in doubt then
         self.down_until = 0.0
         self.faults = True
         self.lives: list[Life] = []
@@ -127,15 +131,25 @@ class World:
     def _run(self, upto: int, until: float) -> None:
         heap, hash_, laws_ = self._heap, hash, self.laws
         insert, receipt, gossip, trouble = self.insert, self.receipt, self.gossip, self.trouble
-        own = (insert, receipt, gossip, trouble, self.chore, self.failover, self.reconcile, self.boot)
+        own = (
+            insert,
+            receipt,
+            gossip,
+            trouble,
+            self.chore,
+            self.failover,
+            self.reconcile,
+            self.thaw,
+            self.nap,
+            self.boot,
+        )
         while self.steps < upto and heap:
             at, _, kind, boat, run, what = heappop(heap)
             if boat is not None:
                 if boat.run != run:
                     continue
                 if boat.frozen_until > at:
-                    self._number += 1
-                    heappush(heap, (boat.frozen_until, self._number, kind, boat, run, what))
+                    boat.put_off.append((kind, run, what))
                     continue
             if at > until:
                 break
@@ -160,10 +174,10 @@ class World:
     # The fuses: each counts down to the next fault of its kind.
 
     def light(self) -> None:
-        self.fuse = 1 + int(6000 * self.dice()) if self.faults else 1 << 60
+        self.fuse = 1 + int(6000 / self.luck.kills * self.dice()) if self.faults else 1 << 60
 
     def spring(self) -> None:
-        self.leak = 1 + int(800 * self.dice()) if self.faults else 1 << 60
+        self.leak = 1 + int(800 / self.luck.leaks * self.dice()) if self.faults else 1 << 60
 
     def unstall(self) -> None:
         self.stall = 1 + int(1500 * self.dice()) if self.faults else 1 << 60
@@ -187,15 +201,20 @@ class World:
         )
         boat.log_lost = self.snapshot is None and not self.held and self.dice() < 0.1
         if boat.log_lost:
+            for said in boat.log.values():  # a yes that stood there alone is gone with it
+                if said.word is not None and not said.settled:
+                    said.row.yes = said.row.status is not None and laws.RANK[said.row.status] >= 10
             boat.log.clear()
             boat.log_lost_at = self.now
         boat.log_lost = boat.log_lost or unjudged
         # A machine takes longer to come back than a process, and than the longest message its sender.
-        self.at((10.0 if boat.log_lost else 0.5) + 30.0 * self.dice() ** 3, self.BOOT, None, boat)
+        wait = (10.0 if boat.log_lost else 0.5) + 30.0 * self.dice() ** 3
+        boat.up_at = self.now + wait
+        self.at(wait, self.BOOT, None, boat)
 
     def boot(self, boat: object) -> None:
         assert isinstance(boat, Boat)
-        if not boat.up:
+        if not boat.up and self.now >= boat.up_at:
             boat.boot()
 
     # The application.
@@ -312,10 +331,12 @@ class World:
             pick = self.laws.odd[here]
             while pick and pick[-1][0].where() is not here:  # it has moved on
                 pick.pop()
-            if here in laws.OPEN and dice() < 0.8:  # else no doubt would ever end otherwise
+            if here in laws.OPEN and (dice() < 0.8 or not self.luck.tattle):  # else no doubt would ever end otherwise
                 pick = []
-        else:
+        elif self.luck.tattle:
             pick = sent[-8:] if roll < 0.8 else sent  # the newest are still on the wire
+        else:
+            pick = []
         if pick:
             row, attempt = pick[-1] if roll < 0.4 else pick[int(len(pick) * dice())]
             word = tuple(laws.TOLD)[int(6 * dice() ** 1.5)]
@@ -335,7 +356,7 @@ class World:
         if which < 2 and boat.up:
             self._killed(boat)
         elif which == 2 and boat.up:
-            boat.frozen_until = max(boat.frozen_until, self.now + 45.0 * dice() ** 2)
+            self._freeze(boat)
         elif which == 3:
             boat.error = (dice() - 0.5) * 7200.0 if dice() < 0.2 else (dice() - 0.5) * 20.0
         elif which == 4 and boat.up and not boat.stopping and boat.frozen_until <= self.now:
@@ -346,8 +367,66 @@ class World:
             provider = self.random.choice(list(self.providers.values()))
             provider.mode = self.random.choice(("refusing", "hanging", "broken", "throttling", "account", "slow"))
             self.at(15.0 * dice(), self.CLEAR, None, provider)
-        elif which == 9 and dice() < 0.3:
+        elif which == 9 and (self.luck.lags or dice() < 0.3):
             self._lag()
+        elif which == 10 and self.luck.sleeps:
+            self._drowse()
+            self.at(2.0 + 2.0 * dice(), self.NAP)
+        elif which == 11 and self.luck.lags:
+            self._drowse()
+
+    def _freeze(self, boat: Boat) -> None:
+        span = 45.0 * self.dice() ** 2
+        self.freeze(boat, max(boat.frozen_until, self.now + span))
+
+    def nap(self, _: object) -> None:
+        """Whoever has most in hand stands still until another has its leases; of what is on the wire it hears later."""
+        boat = max(self.boats, key=lambda one: len(one.hand))
+        if self.faults and boat.up and all(other.frozen_until <= self.now for other in self.boats):
+            self.freeze(boat, self.now + 32.0 + 26.0 * self.dice())
+
+    def _drowse(self) -> None:
+        """All providers take their time."""
+        for provider in self.providers.values():
+            provider.mode = "slow"
+            self.at(20.0 + 20.0 * self.dice(), self.CLEAR, None, provider)
+
+    def freeze(self, boat: Boat, until: float) -> None:
+        """Its process stands still: what happens to it happens when it goes on."""
+        boat.frozen_until = until
+        self.at(until - self.now, self.THAW, None, boat)
+
+    def thaw(self, boat: object) -> None:
+        assert isinstance(boat, Boat)
+        if boat.frozen_until <= self.now:
+            for kind, run, what in boat.put_off:
+                self._number += 1
+                heappush(self._heap, (self.now, self._number, kind, boat, run, what))
+            boat.put_off.clear()
+
+    def again(self, row: Life) -> None:
+        """What has left before is taken again: what could be a worse moment?"""
+        now, dice = self.now, self.dice
+        if self.luck.sleeps:
+            for boat in self.boats:
+                if boat.frozen_until > now and row.id in boat.hand:
+                    self.freeze(boat, now + 0.05 * dice())
+        if self.snapshot is not None and self.luck.lags and row.id in self.doubted:
+            self.at(0.5 * dice(), self.FAILOVER)
+        if self.luck.rush < 1.0 and dice() < 0.5:
+            word = tuple(laws.TOLD)[int(6 * dice())]
+            self.at(0.4 * dice(), self.RECEIPT, None, (row, max(row.posts), word, 9))
+
+    def poised(self) -> None:
+        """Something in doubt is about to be sent again."""
+        if self.faults and self.luck.lags and self.dice() < 0.5:
+            self._lag()
+
+    def spite(self, row: Life) -> None:
+        """A yes to an older attempt has come while somebody has the message in hand again."""
+        for boat in self.boats:
+            if self.faults and boat.up and row.id in boat.hand and self.dice() < self.luck.grudge:
+                self._killed(boat)
 
     def clear(self, provider: object) -> None:
         assert isinstance(provider, Provider)
@@ -357,7 +436,8 @@ class World:
         """A standby falls behind; soon it will be promoted."""
         if self.snapshot is None and not self.held and all(boat.log_lost_at < self.now - 60.0 for boat in self.boats):
             self.snapshot = (self.now, self.store.snapshot())
-            self.at(5.0 * self.dice(), self.FAILOVER)
+            self.doubted = set(self.store.unknown)
+            self.at((25.0 if self.luck.lags else 5.0) * self.dice(), self.FAILOVER)
 
     def failover(self, _: object) -> None:
         """It is promoted: what was committed since is undone. Whoever connects again finds another timeline, and holds."""
@@ -369,6 +449,7 @@ class World:
         for row in self.store.rows.values():
             assert isinstance(row, Life)
             row.excused = row.excused or any(what in {"resend", "replayed"} for _, what in row.story)
+            row.overtook = row.overtook or row.skipped
         for row in self.store.restore(snapshot):
             assert isinstance(row, Life)
             row.lost = True
@@ -383,8 +464,13 @@ class World:
         self.held = True
         for boat in self.boats:
             boat.held = boat.untidy = True
+            if boat.frozen_until > self.now + 3.0:  # the operator sees to it that all are up
+                self.freeze(boat, self.now + 3.0)
+            if not boat.log_lost:
+                boat.up_at = self.now
+                self.at(2.0 * self.dice(), self.BOOT, None, boat)
         # Not only what left since: what left long before may have been settled since.
-        self.at(6.0, self.RECONCILE, None, since - 600.0)
+        self.at(3.0 + 3.0 * self.dice(), self.RECONCILE, None, since - 600.0)
 
     def reconcile(self, since: object) -> None:
         """The operator: every daemon is up and has compared its dispatch log, nobody has anything in hand; go on."""
@@ -418,7 +504,7 @@ class World:
 
 
 _DOES: tuple[Callable[..., None], ...] = (
-    *(Boat.boot,) * 8, Boat.renew, Boat.look, Boat.resolve, Boat.turn, Boat.leave, Boat.write_late, Boat.answer, Boat.flush,
+    *(Boat.boot,) * 10, Boat.renew, Boat.look, Boat.resolve, Boat.turn, Boat.leave, Boat.write_late, Boat.answer, Boat.flush,
     Boat.boot,
 )  # fmt: skip
 
