@@ -152,6 +152,7 @@ class World:
                     boat.put_off.append((kind, run, what))
                     continue
             if at > until:
+                self.now = until
                 break
             self.now = at
             self.steps += 1
