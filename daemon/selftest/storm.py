@@ -53,12 +53,12 @@ class Storm:
         self._dice = dice
         self._progress = progress
         self._inserted = 0
-        self._told = 0  # kills whose doubts have been told
+        self._deaths: list[Kill] = []
+        self._told = 0  # of those whose doubts have been told
         self._arrived: set[str] = set()  # tokens the provider has accepted
 
     async def rage(self) -> list[Kill]:
         """Insert, start and kill, as often as asked for; the deaths."""
-        deaths: list[Kill] = []
         for number in range(1, self._kills + 1):
             fresh = await self._insert(self._messages * number // self._kills)
             began = time.monotonic()
@@ -67,13 +67,13 @@ class Storm:
             if sending:
                 await self._stage.until_ready()
                 await self._sending(began, self._dice.randint(1, max(1, fresh * 9 // 10)))
-                await self._tell(deaths)
+                await self._tell()
             await asyncio.sleep(self._dice.uniform(0.0, AFTER_S if sending else START_S))
-            deaths.append(await self._stage.kill_daemon(sending=sending))
+            self._deaths.append(await self._stage.kill_daemon(sending=sending))
         await self._insert(self._messages)
         await self._stage.start_daemon()
         await self._stage.until_ready()
-        return deaths
+        return self._deaths
 
     async def settle(self) -> None:
         """Wait until every message has ended or been accepted, or until nothing moves any more."""
@@ -83,9 +83,10 @@ class Storm:
             if waiting < least:
                 least, moved = waiting, time.monotonic()
             elif time.monotonic() > moved + PATIENCE_S:
-                return
+                break
             self._progress.settling(self._stage.simulator.ledger.accepted, waiting)
             await asyncio.sleep(0.2)
+        await self._tell()
 
     async def _insert(self, upto: int) -> int:
         """Rows so that *upto* are there in all; how many were new."""
@@ -109,15 +110,15 @@ class Storm:
             self._progress.sent(self._stage.simulator.ledger.accepted)
             await asyncio.sleep(LOOK_S)
 
-    async def _tell(self, deaths: list[Kill]) -> None:
+    async def _tell(self) -> None:
         """A line for each kill whose doubts are written by now."""
         connection, ledger = self._stage.connection, self._stage.simulator.ledger
         key = await connection.fetchval(KEY)
         self._arrived.update(entry.token for entry in ledger.since(len(self._arrived)))
-        for number in range(self._told, len(deaths)):
-            kill, since = deaths[number], deaths[number - 1].at if number else 0.0
+        for number in range(self._told, len(self._deaths)):
+            kill, since = self._deaths[number], self._deaths[number - 1].at if number else 0.0
             doubts = {seal(key, row["id"], row["attempt"]) for row in await connection.fetch(DOUBTS, since, kill.at)}
             # What the provider saw, and what had a connection in hand and never reached it.
             on_the_wire = kill.on_the_wire | (doubts & kill.unheard) | (doubts - self._arrived)
             self._progress.killed(number + 1, len(on_the_wire), len(doubts), sending=kill.sending)
-        self._told = len(deaths)
+        self._told = len(self._deaths)

@@ -14,7 +14,7 @@ import os
 import socket
 import ssl
 import subprocess
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -134,9 +134,13 @@ def dripping(head: bytes, rest: bytes) -> Script:
 
 
 def late(seconds: float) -> Script:
+    """A yes after so long, or once nobody waits for it any more."""
+
     async def script(caller: Caller) -> None:
         await caller.request()
-        await asyncio.sleep(seconds)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await caller.reader.read()
         caller.say(YES)
 
     return script

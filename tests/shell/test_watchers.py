@@ -13,6 +13,7 @@ import asyncpg
 import pytest
 from aiohttp import web
 
+from daemon import inspector
 from daemon.core.lifecycle import Status
 from daemon.core.outcome import Uncertain
 from daemon.core.receipt import Receipt
@@ -252,7 +253,10 @@ async def test_a_caller_who_goes_away_holds_up_nobody(house: House, connection: 
 # The inspector.
 
 
-async def test_the_inspector_reads_the_newest_first_and_misses_nothing(house: House, connection: Connection) -> None:
+async def test_the_inspector_reads_the_newest_first_and_misses_nothing(
+    house: House, connection: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(inspector, "SETTLED_S", 0.0)
     async with house() as made:
         stretches: list[tuple[int, int]] = []
         real, fail = made.looks.fetch, {2}
@@ -291,6 +295,9 @@ async def test_the_inspector_reads_the_newest_first_and_misses_nothing(house: Ho
 async def test_a_number_that_looks_right_and_is_none_ends_early(house: House, connection: Connection) -> None:
     good, bad = await insert(connection), await insert(connection, "+999123456789")
     async with house() as made:
+        await made.inspector._ahead()
+        assert await connection.fetchval("SELECT count(*) FROM outrider.outcome") == 0  # most are gone in a moment
+        await asyncio.sleep(inspector.SETTLED_S)
         await made.inspector._ahead()
     assert await connection.fetchval("SELECT status FROM outrider.outcome WHERE id = $1", bad) == "suppressed"
     assert await connection.fetchval("SELECT count(*) FROM outrider.queue WHERE id = $1", good) == 1

@@ -19,7 +19,7 @@ from tests.simulation.run import Sum, many, one, some
 from tests.simulation.world import World
 
 S = Status
-SEEDS, STEPS_EACH = 350, 23_000
+SEEDS, STEPS_EACH = 400, 23_000
 ENOUGH = 1_000
 PLANTED_STEPS, PLANTED_EACH = 400_000, 5_000
 
