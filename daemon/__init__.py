@@ -20,8 +20,8 @@ The road of one message, and the room where each step lives::
 Beside the road: leases.py (who may speak), recovery.py (what a dead daemon had in hand), janitor.py (doubts and other
 duty), reconciler.py (receipts that did not come), auditor.py (are all there?), anomalies.py (what ought not to be),
 retention.py (what is forgotten), signals.py (cancel, pause, opt-out), observer.py, pulse.py and horizon.py (how it is),
-web/ (who may ask), engine.py and app.py (how it hangs together), database.py, settings/, cli/, simulator/ (a provider
-to practise on), demo/ and selftest/.
+web/ (who may ask), engine.py and app.py (how it hangs together), database.py and pooler.py, settings/, cli/, simulator/
+(a provider to practise on), demo/ and selftest/.
 
 Everything under ``core/`` decides and never waits; everything else waits and never decides.
 Start reading at :meth:`daemon.courier.Courier.deliver`.
