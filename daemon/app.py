@@ -255,6 +255,10 @@ class App:
             log.info(
                 "settings.reloaded", changes=[change for change in changes if change not in later], after_restart=later
             )
+            stays = {sender.address for sender in fresh.senders}
+            for sender in self._settings.senders:
+                if sender.address not in stays:
+                    self._observer.removed(sender.address)
             self._settings = fresh
             _configure_logs(fresh)
             self._engine.reload(fresh)

@@ -65,12 +65,12 @@ class Courier:
         if refusal is not None:
             return Ended(refusal.status, refusal.reason), None
         match self._router.choose(message):
+            case Route() as route:
+                turn = route.lane.join(message.level, message.segments)
             case Unroutable(reason):
                 return Ended(Status.FAILED, reason), None
             case Blocked(reason, wait_s):
                 return Again(self._desk.now() + wait_s, reason, spent=False), None
-            case Route() as route:
-                turn = route.lane.join(message.level, message.segments)
         try:
             if not await turn:
                 return Again(self._desk.now(), "given back: its daemon or sender was stopping", spent=False), None

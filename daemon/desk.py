@@ -144,11 +144,12 @@ class Desk:
 
     def ask(self, message: Message) -> Go | Hold | Refuse:
         """May it leave now? Asked last, at the very moment."""
+        now = self.now()
         if self.leases is None or not self.leases.may_write(message.group):
-            return permission.Hold(self.now(), "the lease of its senders is running out")
+            return permission.Hold(now, "the lease of its senders is running out")
         return permission.ask(
             message,
-            now=max(self.now(), message.due_at),  # the claim has shown it to be due
+            now=max(now, message.due_at),  # the claim has shown it to be due
             canceled=message.id in self.canceled,
             opted_out=bool(self.opted_out)
             and ((message.tenant, message.recipient) in self.opted_out or ("", message.recipient) in self.opted_out),

@@ -93,9 +93,13 @@ class Gate:
     def knock(self, level: int) -> Flight | None:
         """Ask to pass, for a message of *level*."""
         before, now = self._breaker, self._tick()
-        self._breaker, permit = breaker.knock(before, level=level, now=now, temper=self._temper, roll=random.random())
-        if self._breaker is not before:  # as hardly ever
-            self._tell(before)
+        if type(before) is Closed:  # as nearly always: who passes is counted when it is back
+            permit: Permit | None = before.epoch
+        else:
+            roll = random.random()
+            self._breaker, permit = breaker.knock(before, level=level, now=now, temper=self._temper, roll=roll)
+            if self._breaker is not before:
+                self._tell(before)
         if permit is None:
             return None
         flight = Flight(permit, now)
@@ -131,7 +135,7 @@ class Gate:
         self._flights.discard(flight)
         took_s = now - flight.since
         sign = breaker.sign_of(outcome, took_s, self._slow_s)
-        if not (flight.called_slow and sign in {Sign.GOOD, Sign.SLOW}):
+        if not flight.called_slow or sign not in {Sign.GOOD, Sign.SLOW}:
             self._told(flight, sign, now)
         if self.places.opened < self.places.full:
             self.places.open(slow_start.after(self.places.opened, self.places.full, sign=sign, outcome=outcome))

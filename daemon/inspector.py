@@ -42,7 +42,7 @@ AHEAD = 5000  # numbers read at a time
 ROUNDS = 10  # batches in a row, before the other looks have their turn
 # Numbers are read once their rows have waited so long: most are gone by then, and were judged at their claim. Read at
 # once, they cost a drain 5 % of its throughput.
-SETTLED_S = 1.0
+SETTLED_S = 2.0
 GRACE_S = 30.0  # a service that another daemon declared within so long is that daemon's to judge
 LATELY_S = 86_400.0  # within so long, when we have only just begun: the other one may be starting too
 STATEMENTS = ("suspects", "strays", "lanes", "declared", "next_in_lane", "ahead_numbers")

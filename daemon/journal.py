@@ -52,10 +52,13 @@ _HEAD = struct.Struct("<IHB")  # crc32 of all that follows, payload length, kind
 _CRC, _KIND = struct.Struct("<I"), struct.Struct("<HB")  # the two parts of it
 _DISPATCH = struct.Struct("<16sIHHd")  # id, attempt, sender index, segments, seconds on the boot clock
 _RESULT = struct.Struct("<16sI")  # id, attempt; then JSON
+# Both behind their kind: each is packed at one go, for every message.
+_KIND_DISPATCH, _KIND_RESULT = struct.Struct(_KIND.format + "16sIHHd"), struct.Struct(_KIND.format + "16sI")
 _LEASE = struct.Struct("<Q")  # epoch; then the group
 _FILE = struct.Struct("<Q")  # number
 _DISPATCHED, _ANSWERED, _SENDER, _IDENTITY, _LEASED, _GONE, _NEXT = range(1, 8)
 _KEPT_FREE = _HEAD.size + _FILE.size  # at the end of a file, to name the next one
+_crc_into, _end_into = _CRC.pack_into, _END.pack_into  # twice for every message
 
 
 class StateFolderInUse(Exception):
@@ -97,7 +100,7 @@ class Journal:
         self._lock = _lock(folder / "lock")
         self.full: str | None = None  # why it cannot be written, while it cannot: said once, and nothing leaves
         self._map: mmap.mmap | None = None
-        self._at = 0
+        self._at = self._full = 0  # where the next record goes in it, and where none may
         self._number = self._first = 0  # the present file; the first of this run
         self._senders: dict[str, int] = {}
         self._leases: dict[str, int] = {}  # group -> epoch
@@ -157,7 +160,7 @@ class Journal:
             index = len(self._senders)
             self._append(_SENDER, struct.pack("<H", index) + sender.encode())
             self._senders[sender] = index
-        self._append(_DISPATCHED, _DISPATCH.pack(id.bytes, attempt, index, segments, tick))
+        self._put(_KIND_DISPATCH.pack(_DISPATCH.size, _DISPATCHED, id.bytes, attempt, index, segments, tick))
         self._where[id, attempt] = self._number
         self._open[self._number] += 1
 
@@ -165,7 +168,7 @@ class Journal:
         """What became of it, as JSON: kept until :meth:`settled`, lest it be sent again for want of a database."""
         if len(said) > RECORD_BYTES_MAX - 64:
             said = orjson.dumps({**orjson.loads(said), "reason": "(too long for the dispatch log)"})
-        self._append(_ANSWERED, _RESULT.pack(id.bytes, attempt) + said)
+        self._put(_KIND_RESULT.pack(_RESULT.size + len(said), _ANSWERED, id.bytes, attempt) + said)
 
     def settled(self, id: UUID, attempt: int) -> None:
         """Postgres has it: this attempt needs no memory any more."""
@@ -193,10 +196,13 @@ class Journal:
         os.close(self._lock)
 
     def _append(self, kind: int, payload: bytes) -> None:
-        if self._map is None or self._at + _HEAD.size + len(payload) > FILE_BYTES - _KEPT_FREE:
+        self._put(_KIND.pack(len(payload), kind) + payload)
+
+    def _put(self, body: bytes) -> None:
+        if self._map is None or self._at + _CRC.size + len(body) > self._full:
             self._roll()
         assert self._map is not None
-        self._at = _write(self._map, self._at, kind, payload)
+        self._at = _write(self._map, self._at, body)
 
     def _roll(self) -> None:
         try:
@@ -210,7 +216,7 @@ class Journal:
             log.info("journal.mended")
             self.full = None
         before, end = self._map, self._at
-        self._map, self._at = fresh, _BEGIN
+        self._map, self._at, self._full = fresh, _BEGIN, len(fresh) - _KEPT_FREE
         self._number += 1
         self._first = self._first or self._number
         self._open[self._number] = 0
@@ -222,7 +228,7 @@ class Journal:
         for grp, epoch in self._leases.items():
             self._append(_LEASED, _LEASE.pack(epoch) + grp.encode())
         if before is not None:
-            _write(before, end, _NEXT, _FILE.pack(self._number))
+            _write(before, end, _KIND.pack(_FILE.size, _NEXT) + _FILE.pack(self._number))
             before.close()
         self._tidy()
 
@@ -247,7 +253,7 @@ class Journal:
 
     def _remove(self, number: int) -> bool:
         """Remove a file and say so first, for a missing one is damage. False while there is no room to say it."""
-        if self._at + _KEPT_FREE > FILE_BYTES - _KEPT_FREE:
+        if self._at + _KEPT_FREE > self._full:
             return False
         self._append(_GONE, _FILE.pack(number))
         self._path(number).unlink(missing_ok=True)
@@ -337,13 +343,13 @@ def _tell(told: _File, kind: int, payload: bytes) -> None:
         (told.following,) = _FILE.unpack(payload)
 
 
-def _write(log: mmap.mmap, at: int, kind: int, payload: bytes) -> int:
+def _write(log: mmap.mmap, at: int, body: bytes) -> int:
     """Append a record to *log* at *at*, its checksum last; where the next one goes."""
-    body = _KIND.pack(len(payload), kind) + payload
-    end = at + _CRC.size + len(body)
-    log[end - len(body) : end] = body
-    _CRC.pack_into(log, at, zlib.crc32(body) or 1)  # as _checksum
-    _END.pack_into(log, _END_AT, end)
+    begin = at + _CRC.size
+    end = begin + len(body)
+    log[begin:end] = body
+    _crc_into(log, at, zlib.crc32(body) or 1)  # as _checksum
+    _end_into(log, _END_AT, end)
     return end
 
 

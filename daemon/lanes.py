@@ -58,7 +58,8 @@ class Places:
         """Somebody of *level* is back."""
         if level > 1:
             self._bulk += 1
-            self._let_go()
+            if self._waiting:
+                self._let_go()
 
     def open(self, many: int) -> None:
         """From now on so *many* of the places are open, of all there are."""
@@ -77,13 +78,14 @@ class Turn:
     give it back once, at the end.
     """
 
-    __slots__ = ("_lane", "_waiter", "granted", "level", "places", "segments")
+    __slots__ = ("_lane", "_waiter", "gone", "granted", "level", "places", "segments")
 
     def __init__(self, lane: Lane, level: int, segments: int) -> None:
         self._lane = lane
         self.level = level
         self.segments = segments
         self.granted: bool | None = None  # None: it waits
+        self.gone = False  # it has left the lane
         self._waiter: asyncio.Future[None] | None = None  # only who has to wait needs one
         self.places: Places | None = None  # where it has a place, once granted
 
@@ -111,7 +113,8 @@ class Turn:
 
     def back(self) -> None:
         """It did not leave, or it has left and is over: its place is free."""
-        self._lane.back(self)
+        if not self.gone:
+            self._lane.back(self)
         places, self.places = self.places, None
         if places is not None:
             places.give(self.level)
@@ -206,6 +209,7 @@ class Lane:
                 self.backlog -= turn.segments
 
     def _gone(self, turn: Turn) -> None:
+        turn.gone = True
         self._granted.discard(turn)
         self.going -= turn.segments
         self.backlog -= turn.segments

@@ -9,7 +9,6 @@ back; after a crash the dispatch log tells them to the next run.
 from __future__ import annotations
 
 import asyncio
-from contextlib import suppress
 from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, NamedTuple, Protocol
@@ -182,8 +181,10 @@ class Ledger:
     def put(self, said: Word) -> None:
         """Write *said* down: at once in the dispatch log when something was sent, soon in Postgres."""
         if said.provider is not None:
-            with suppress(OSError):  # the disk is full: after a crash it would be in doubt; it need not be lost now
+            try:  # noqa: SIM105 (suppress costs 0.4 µs, for every message)
                 self._journal.answered(said.id, said.attempt, said.json())
+            except OSError:  # the disk is full: after a crash it would be in doubt; it need not be lost now
+                pass
         if not self._words:
             if not self.writing:
                 self._observer.unwritten()
@@ -228,14 +229,17 @@ class Ledger:
         fenced: list[object] = [self._owner, list(fence), list(fence.values())]
         back = [said for said in batch if said.back]
         ended = [said for said in batch if not said.back] if back else batch
-        done: set[UUID] = set()
+        fenced_out = 0
         if back:
-            rows = await self._line.fetch("giveback", *fenced, *_back(back), [])
-            done.update(row["id"] for row in rows)
-        rows = await self._line.fetch("settle", *fenced, _listed(ended), self._hands.closing(batch))
-        done.update([row["id"] for row in rows if row["id"] is not None])
-        await self.late([said for said in ended if said.id not in done and said.status in WAITING])
-        self._finish(batch, rows, fenced_out=len(batch) - len(done))
+            fenced_out = len(back) - len(await self._line.fetch("giveback", *fenced, *_back(back), []))
+        closing = self._hands.closing(batch)
+        told, *freed = await self._line.fetch("settle", *fenced, _listed(ended), closing, len(ended))
+        if told["settled"] < len(ended):
+            done = frozenset(told["ids"] or ())
+            missing = [said for said in ended if said.id not in done]
+            fenced_out += len(missing)
+            await self.late([said for said in missing if said.status in WAITING])
+        self._finish(batch, freed, fenced_out=fenced_out)
 
     async def late(self, words: Sequence[Word]) -> None:
         """An acceptance that was fenced, or written before a lost COMMIT: never thrown away. Raises DatabaseDown."""
@@ -246,16 +250,15 @@ class Ledger:
             ]
             await self._line.fetch("late", *map(list, zip(*rows, strict=True)))
 
-    def _finish(self, batch: Sequence[Word], rows: Sequence[Record], *, fenced_out: int) -> None:
+    def _finish(self, batch: Sequence[Word], freed: Sequence[Record], *, fenced_out: int) -> None:
         for said in batch:
             self._journal.settled(said.id, said.attempt)
         self._observer.settled([said.status for said in batch])
         if fenced_out:
             self._observer.fenced(fenced_out)
         self._hands.released(batch)
-        for row in rows:
-            if row["lane"] is not None:
-                self._hands.rewind(row["lane"], row["level"], row["due_at"])
+        for row in freed:
+            self._hands.rewind(row["lane"], row["level"], row["due_at"])
 
 
 def recalled(said: Mapping[str, object], id: UUID, grp: str) -> Word:

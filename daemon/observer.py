@@ -48,7 +48,7 @@ if TYPE_CHECKING:
     from daemon.engine import Engine
     from daemon.horizon import Culprit
     from daemon.ledger import Exchange
-    from daemon.metrics import Metrics
+    from daemon.metrics import Count, Metrics
     from daemon.receipts import News
     from daemon.settings import Settings
 
@@ -72,7 +72,7 @@ class Observer:
         self._state = State.STARTING
         self._totals: Counter[str] = Counter()
         self._claimed, self._sent, self._delivered = Window(), Window(), Window()
-        self._segments: dict[str, Window] = {}
+        self._segments: dict[str, tuple[Window, Count]] = {}  # of each sender: for the page, and for Prometheus
         self._errors: dict[tuple[str, str], Window] = {}
         self._spreads = {stage: Spread() for stage in Stage}
         self._queue: tuple[Backlog, ...] = ()
@@ -82,8 +82,8 @@ class Observer:
         self.anomalies = Anomalies(metrics, tick=clock.tick, trouble=self.trouble)
         self._books: tuple[Balance, ...] = ()
         self._looked_at = self._written_at = clock.tick()
-        # Not counted yet: when it left, seconds since it was due, the message, its provider and its sender.
-        self._departures: list[tuple[float, float, Message, str, str]] = []
+        # Not counted yet: when it left, the message, its provider and its sender.
+        self._departures: list[tuple[float, Message, str, str]] = []
         self._arrivals: list[tuple[float, Exchange]] = []
 
     # Told by the engine, in the order in which a message passes.
@@ -109,8 +109,7 @@ class Observer:
 
     def left(self, message: Message, provider: str, sender: str, tick: float) -> None:
         """Its first byte is leaving, at *tick*."""
-        age_s = max(self._clock.now() - message.due_at, 0.0)  # two machines, two clocks
-        self._departures.append((tick, age_s, message, provider, sender))
+        self._departures.append((tick, message, provider, sender))
         if len(self._departures) >= HANDFUL:
             self._tally()
 
@@ -124,15 +123,18 @@ class Observer:
         departures, self._departures = self._departures, []
         arrivals, self._arrivals = self._arrivals, []
         now, metrics, spreads = self._clock.tick(), self._metrics, self._spreads
-        for tick, _, message, provider, sender in departures:
-            window = self._segments.get(sender)
-            if window is None:
-                window = self._segments[sender] = Window()
+        zero = self._clock.now() - now
+        for tick, message, provider, sender in departures:
+            try:
+                window, count = self._segments[sender]
+            except KeyError:
+                window, count = self._segments[sender] = Window(), metrics.segments_sent(provider, sender)
             window.add(tick, message.segments)
-            metrics.segments_sent(provider, sender).inc(message.segments)
-        for level in {message.level for _, _, message, _, _ in departures}:
-            turns = [tick - one.claimed_at for tick, _, one, _, _ in departures if one.level == level]
-            ages = [age_s for _, age_s, one, _, _ in departures if one.level == level]
+            count.value += message.segments
+        for level in {message.level for _, message, _, _ in departures}:
+            left = [(tick, one) for tick, one, _, _ in departures if one.level == level]
+            turns = [tick - one.claimed_at for tick, one in left]
+            ages = [max(zero + tick - one.due_at, 0.0) for tick, one in left]  # two machines, two clocks
             spreads[Stage.TURN].add(now, *turns)
             spreads[Stage.COMMIT_TO_PROVIDER].add(now, *ages)
             metrics.turn_wait(_LEVELS[level]).observe(*turns)
@@ -148,6 +150,12 @@ class Observer:
             window = self._sent if word == "accepted" else self._errors.setdefault((provider, word), Window())
             for second, many in Counter([int(tick) for tick, _ in ended]).items():
                 window.add(second, many)
+
+    def removed(self, sender: str) -> None:
+        """*sender* is not configured any more."""
+        self._tally()
+        self._segments.pop(sender, None)
+        self._metrics.forget("sender", sender)
 
     def unwritten(self) -> None:
         """The first verdict waits for Postgres: from now on it may be late."""
@@ -348,7 +356,7 @@ class Observer:
     def _sender(self, address: str, tick: float) -> SenderNow:
         engine = self._running()
         lane = engine.lanes[address]
-        used = self._segments[address].per_second(tick, 60) / lane.sender.rate if address in self._segments else 0.0
+        used = self._segments[address][0].per_second(tick, 60) / lane.sender.rate if address in self._segments else 0.0
         paused = engine.desk.paused(f"sender:{address}") or engine.desk.paused("all")
         blocked = engine.router.blocked(lane.sender, tick)
         state = SenderState.PAUSED if paused else SenderState.BLOCKED if blocked else SenderState.OPEN

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from dataclasses import dataclass
 from operator import attrgetter
 from typing import TYPE_CHECKING, NamedTuple
@@ -62,7 +63,7 @@ class Router:
         self._gates = gates
         self._desk = desk
         self._pools: Mapping[str, Pool] = {}
-        self._fitting: dict[tuple[str, str | None], list[Lane]] = {}  # by service and region: see _alike
+        self._fitting: dict[tuple[str, str | None], deque[Lane]] = {}  # by service and region: see _alike
         self.resting: dict[str, tuple[float, str]] = {}  # sender -> until when it refuses, and why
 
     def reload(self, pools: Mapping[str, Pool]) -> None:
@@ -81,16 +82,20 @@ class Router:
         if len(pool.senders) > 1 and not pool.sticky and not self.hindered():
             alike = self._alike(message.service, message.region)
             if alike:
-                lane = min(alike, key=_free_at)  # as routing.choose would: 3 µs for 50, not 122
+                lane = alike[0]
+                if lane.free_at > self._desk.tick():
+                    lane = min(alike, key=_free_at)  # as routing.choose would: 2 µs for 50, not 122
+                else:
+                    alike.rotate(-1)  # it is idle, and nobody can be sooner: 0.2 µs. The others have their turn next
                 return Route(lane, self._gates[lane.sender.provider])
         return self._weigh(pool, message)
 
-    def _alike(self, service: str, region: str | None) -> list[Lane]:
-        """The lanes of *service* that suit *region* best, by address: always the same, so they are remembered."""
+    def _alike(self, service: str, region: str | None) -> deque[Lane]:
+        """The lanes of *service* that suit *region* best: always the same, so they are remembered."""
         known = self._fitting.get((service, region))
         if known is None:
             senders = routing.fit([self._lanes[address].sender for address in self._pools[service].senders], region)
-            known = [self._lanes[address] for address in sorted(sender.address for sender in senders)]
+            known = deque(self._lanes[address] for address in sorted(sender.address for sender in senders))
             self._fitting[service, region] = known
         return known
 

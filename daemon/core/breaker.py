@@ -83,11 +83,14 @@ class Window:
         bucket = self._second % WINDOW_S
         self._calls[bucket] += 1
         self.calls += 1
-        self.bad = 0 if sign is Sign.GOOD else self.bad + 1
+        if sign is Sign.GOOD:
+            self.bad = self.unconnected = 0
+            return
+        self.bad += 1
         if sign is Sign.SLOW:
             self._slow[bucket] += 1
             self.slow += 1
-        elif sign is not Sign.GOOD:
+        else:
             self._failed[bucket] += 1
             self.failed += 1
         self.unconnected = self.unconnected + 1 if sign is Sign.UNCONNECTED else 0

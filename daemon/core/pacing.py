@@ -179,23 +179,22 @@ class Turns:
     def alone(self, level: int) -> None:
         """Somebody of *level* goes, and nobody waits."""
         self._gone_at = -math.inf
-        if level == 2:
-            self._lead = min(self._lead, 0.0)
-        elif level == 3:
-            self._lead = max(self._lead, 0.0)
+        if (level == 2 and self._lead > 0.0) or (level == 3 and self._lead < 0.0):
+            self._lead = 0.0
 
     def charge(self, level: int, segments: int, now: float) -> None:
         """A message of *level* has left."""
-        fade = math.exp((self._told_at - now) / STARVED_S) if now > self._told_at else 1.0
-        self._told_at = max(self._told_at, now)
-        self._first *= fade
-        self._others *= fade
+        if now > self._told_at:
+            fade = math.exp((self._told_at - now) / STARVED_S)
+            self._told_at = now
+            self._first *= fade
+            self._others *= fade
         if level == 1:
             self._first += segments
             self._credit = min(self._credit + segments * OTHERS_PER_SEGMENT, 1.0)
             return
         self._others += segments
-        self._credit = max(self._credit, 0.0) - segments
+        self._credit = (self._credit if self._credit > 0.0 else 0.0) - segments
         self._lead += segments / SHARE_OF_2 if level == 2 else -segments / SHARE_OF_3
 
     def _starved(self, now: float) -> bool:

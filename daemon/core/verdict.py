@@ -15,9 +15,9 @@ if TYPE_CHECKING:
     from daemon.core.message import Message
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Handed:
-    """A provider has it: out of the queue, and its outcome begins."""
+    """A provider has it: out of the queue, and its outcome begins. Not frozen: one is made for every message."""
 
     outcome: Accepted
 

@@ -7,14 +7,18 @@ raise anything. What a broken answer means: facts, reliability 2.4.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import lru_cache
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 import httptools
 
 from daemon.core.outcome import Uncertain
 from daemon.provider import Response
 from daemon.transport import BODY_LIMIT
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 HEAD_LIMIT = 65_536  # bytes until the head is whole, interim answers included
 HEADERS_LIMIT = 200
@@ -44,7 +48,7 @@ class Answer:
         self.verdict: Verdict | None = None
         self.keep = False
         self._status: int | None = None  # of the final answer, once its whole head is here
-        self._headers: dict[str, str] = {}
+        self._headers = Headers()
         self._lines = 0  # headers, interim answers' included
         self._body = bytearray()
         self._room = HEAD_LIMIT  # bytes we are still willing to read
@@ -53,7 +57,7 @@ class Answer:
         """The next bytes have come."""
         while data and self.verdict is None:
             # Cut where our patience ends: the limits must not depend on how the network cut it.
-            part, data = data[: self._room], data[self._room :]
+            part, data = (data, b"") if len(data) <= self._room else (data[: self._room], data[self._room :])
             self._room -= len(part)
             try:
                 self._parser.feed_data(part)
@@ -98,26 +102,26 @@ class Answer:
     # httptools calls these.
 
     def on_message_begin(self) -> None:
-        self._headers = {}
+        self._headers = Headers()
         self.keep = False  # bytes beyond a whole answer
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        if self.verdict is None and self._status is None:  # trailers tell us nothing
-            self._lines += 1
-            if self._lines > HEADERS_LIMIT:
-                self.fail("the answer has too many headers")
-            self._headers[_name(name)] = value.decode("utf-8", "surrogateescape").strip(" \t")
+        if self._status is None:  # trailers tell us nothing
+            self._headers.raw.append((name, value))
 
     def on_headers_complete(self) -> None:
         status = self._parser.get_status_code()
-        if self.verdict is None and (status == 101 or not 100 <= status < 200):
+        self._lines += len(self._headers.raw)
+        if self._lines > HEADERS_LIMIT:
+            self.fail("the answer has too many headers")
+        elif self.verdict is None and (status == 101 or not 100 <= status < 200):
             self._status = status
             self._room += FRAME_LIMIT
             self.keep = self._parser.should_keep_alive()
 
     def on_body(self, data: bytes) -> None:
         if self.verdict is None:
-            self._body += data[: BODY_LIMIT - len(self._body) + 1]
+            self._body += data
             if len(self._body) > BODY_LIMIT:
                 del self._body[BODY_LIMIT:]
                 self.fail(f"the answer is longer than {BODY_LIMIT} bytes")
@@ -125,6 +129,32 @@ class Answer:
     def on_message_complete(self) -> None:
         if self.verdict is None and self._status is not None:
             self.verdict = self._whole(self._status)
+
+
+class Headers(Mapping[str, str]):
+    """The headers of one answer, names in lower case. Nearly nobody asks for one: they are read when somebody does."""
+
+    __slots__ = ("_read", "raw")
+
+    def __init__(self) -> None:
+        self.raw: list[tuple[bytes, bytes]] = []  # as they came
+        self._read: dict[str, str] | None = None
+
+    def __getitem__(self, name: str) -> str:
+        return self._known()[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._known())
+
+    def __len__(self) -> int:
+        return len(self._known())
+
+    def _known(self) -> dict[str, str]:
+        if self._read is None:
+            self._read = {
+                _name(name): value.decode("utf-8", "surrogateescape").strip(" \t") for name, value in self.raw
+            }
+        return self._read
 
 
 @lru_cache(maxsize=512)

@@ -9,6 +9,8 @@ from prometheus_client import Gauge, Metric
 from prometheus_client.parser import text_string_to_metric_families
 
 from daemon.metrics import CHILDREN_MAX, Count, Family, Metrics, Timing
+from daemon.observer import Observer
+from tests.shell.parts import US, Wound, message, settings
 
 # where: two of them; who: one at a time, whoever keeps vacuum from its work.
 LABELS = {"service", "level", "provider", "outcome", "status", "sender", "reason", "kind", "where", "who"}
@@ -104,3 +106,15 @@ def test_a_provider_that_left_the_configuration_leaves_the_figures() -> None:
     assert 'provider="one"' not in text
     assert 'provider="two"' in text
     assert 'kind="pause"' in text
+
+
+def test_a_sender_that_left_the_configuration_begins_at_nought_when_it_returns() -> None:
+    metrics = Metrics()
+    observer = Observer(metrics, Wound(), settings())
+    observer.left(message(), "sim", US, 1_000.0)
+    observer.removed(US)
+    assert US not in metrics.render()[0].decode()
+    observer.left(message(segments=2), "sim", US, 1_000.0)
+    observer.beat(lag_s=0.0)
+    (sample,) = families(metrics)["outrider_segments_sent"].samples
+    assert (sample.labels["sender"], sample.value) == (US, 2.0)

@@ -176,8 +176,8 @@ class PostgresDaemon:
 
     async def settle(self, one: Held, status: Status = S.ACCEPTED) -> bool:
         taken = _try(one)
-        rows = await self.actor.settle([taken], status, closed=[taken.claim], reason="so it ended")
-        return any(row["id"] == taken.id for row in rows)
+        told, *_ = await self.actor.settle([taken], status, closed=[taken.claim], reason="so it ended")
+        return bool(told["settled"])
 
     async def back(self, one: Held, state: str = "ready") -> bool:
         taken = _try(one)

@@ -234,7 +234,7 @@ async def questions(connection: Connection) -> dict[str, list[object]]:
     return {
         "claim": claim("campaign"),
         "settle": [
-            *fence, json.dumps([word | {"id": str(id)} for id in many]), [],
+            *fence, json.dumps([word | {"id": str(id)} for id in many]), [], len(many),
         ],
         "giveback": [*fence, ["group"] * len(ids), *columns(ids, 1, "ready", then, 1, "again"), []],
         "late": columns(doubtful, 1, "accepted", 10, 1, "twilio", "+12025550100", "SM1", then),
