@@ -10,7 +10,7 @@ mark back when something was committed late.
 from __future__ import annotations
 
 import asyncio
-from collections import Counter
+from collections import Counter, deque
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -20,7 +20,7 @@ from daemon.core.message import Message
 from daemon.database import RETRY_MAX_S, RETRY_MIN_S, DatabaseDown, as_object, first_of, sleep_unless
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Container, Mapping, Sequence
+    from collections.abc import Awaitable, Callable, Container, Coroutine, Mapping, Sequence
     from uuid import UUID
 
     from asyncpg import Record
@@ -36,6 +36,7 @@ REFILL_SHARE = (
     0.2  # full hands fetch more bulk when this share of them is free: nibbling took half as many claims again
 )
 BREATH = 32  # messages sent out before the loop looks at what else is due (its lag at full load, p99: 8 ms, not 26)
+LEAD = 128  # of a claim's messages go while the next is under way: 10 % of the throughput, who waited for it idly
 TASTE = 10  # rows asked of a lane and level that brought none the last time, when others want more than there is room
 IDLE_S = 0.25  # how often an idle daemon looks; NOTIFY wakes it for urgent rows
 BUSY_S = 0.05  # how often one looks that had work within the last second: 5 ms cost 16 % of a core
@@ -89,6 +90,7 @@ class Outbox:
         self._tick = tick
         # By id and attempt: a row that came back may be taken again before the ledger has said so of the first time.
         self._held: dict[tuple[UUID, int], Message] = {}
+        self._outgoing: deque[Message] = deque()  # of those, what no courier has yet
         self._claims: dict[UUID, int] = {}  # open claim -> rows of it still in hand
         self._marks: dict[tuple[str, int], datetime] = {}
         self._rewound: dict[tuple[str, int], datetime] = {}  # while a claim was under way
@@ -138,12 +140,16 @@ class Outbox:
                 pause = RETRY_MIN_S
             except DatabaseDown:
                 tidy_at = 0.0
+                await self._send_out()
                 await sleep_unless(stop, pause)
                 pause = min(pause * 2, RETRY_MAX_S)
                 continue
             if taken:
                 active_at = loop.time()
+            if not (taken and self._wake.is_set()):  # else the next claim is made while the rest of this one goes
+                await self._send_out()
             await self._rest(stop, DEAF_S if self._deaf else BUSY_S if loop.time() - active_at < 1.0 else IDLE_S)
+        await self._send_out()
 
     async def _rest(self, stop: asyncio.Event, seconds: float) -> None:
         try:
@@ -153,12 +159,14 @@ class Outbox:
             pass
 
     async def _take(self, levels: frozenset[int]) -> int:
+        if 1 not in levels:
+            await self._send_out(but=LEAD)
         # Urgent rows have a reserve of their own: bulk in hand must not keep them out.
         room = self._in_hand_max + (self._in_hand_max // 4 if 1 in levels else 0) - len(self._held)
         if room < 1 if 1 in levels else self._crowded():
             self._full = True
             return 0
-        wishes = _cut(self._wishes(levels), min(room, BATCH), self._dry)
+        wishes = _cut(self._wished(levels), min(room, BATCH), self._dry)
         if not wishes:
             return 0
         marks = [self._mark(wish) for wish in wishes]
@@ -166,11 +174,11 @@ class Outbox:
         self._rewound.clear()
         self._asking, asked_at = frozenset(wish.grp for wish in wishes), self._tick()
         try:
-            rows = await self._line.fetch(
+            rows = await self._sending_out(self._line.fetch(
                 "claim", self._owner,
                 [wish.grp for wish in wishes], [wish.lane for wish in wishes], [wish.level for wish in wishes],
                 [wish.room for wish in wishes], marks, self._beyond(wishes, marks), list(fences), list(fences.values()),
-            )  # fmt: skip
+            ))  # fmt: skip
         finally:
             self._asking = frozenset()
         tick = self._tick()
@@ -188,11 +196,41 @@ class Outbox:
             if many >= wish.room:
                 self.wake()  # there may be more of it, and room: do not rest
             (self._dry.discard if many else self._dry.add)((wish.lane, wish.level))
-        for number, message in enumerate(messages, 1):
-            self._deliver(message)
-            if not number % BREATH:
-                await asyncio.sleep(0)
+        if 1 in levels:  # these go at once, in front of whatever waits
+            self._outgoing.extendleft(reversed(messages))
+            await self._send_out(but=len(self._outgoing) - len(messages))
+        else:
+            self._outgoing.extend(messages)
         return len(messages)
+
+    async def _send_out(self, *, but: int = 0) -> None:
+        """Give couriers what was taken, all *but* so many."""
+        while len(self._outgoing) > but:
+            for _ in range(min(BREATH, len(self._outgoing) - but)):
+                self._deliver(self._outgoing.popleft())
+            await asyncio.sleep(0)
+
+    async def _sending_out(self, asked: Coroutine[object, object, list[Record]]) -> list[Record]:
+        """What is *asked* of Postgres; until it answers, what is left of the claim before is sent out."""
+        if not self._outgoing:
+            return await asked
+        answer = asyncio.create_task(asked)
+        try:
+            await asyncio.sleep(0)
+            while self._outgoing and not answer.done():
+                await self._send_out(but=max(len(self._outgoing) - BREATH, 0))
+            return await answer
+        finally:
+            answer.cancel()
+
+    def _wished(self, levels: frozenset[int]) -> Sequence[Wish]:
+        """What the lanes have room for, beside what is on its way to them."""
+        wishes = self._wishes(levels)
+        if not self._outgoing:
+            return wishes
+        coming = Counter((one.lane, one.level) for one in self._outgoing)
+        rooms = [wish.room - sum(coming[wish.lane, level] for level in range(1, wish.level + 1)) for wish in wishes]
+        return [wish._replace(room=room) for wish, room in zip(wishes, rooms, strict=True) if room > 0]
 
     def _crowded(self) -> bool:
         """Whether there is too little room for more bulk to be worth a claim."""

@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from daemon import outbox
 from daemon.core.lifecycle import RANKS, Status
 from daemon.core.message import Message
 from daemon.core.outcome import Accepted, Fault, Rejected, Uncertain
@@ -68,6 +69,7 @@ async def claimed(made: Engine, *, room: int = 100, level: int = 3, lane: str = 
     made.outbox._deliver = taken.append
     made.outbox._wishes = lambda _levels: [Wish(US, lane, level, room)]
     await made.outbox._take(frozenset({level}))
+    await made.outbox._send_out()
     return taken
 
 
@@ -288,6 +290,79 @@ async def test_the_outbox_looks_again_when_the_database_is_back(house: House, co
         stop.set()
         await running
         assert made.outbox.in_hand_by_level() == {3: 2}
+
+
+async def test_while_a_claim_is_under_way_what_is_left_of_the_last_one_goes(
+    house: House, connection: Connection
+) -> None:
+    """And nobody is counted twice: what is on its way to a lane takes room there already."""
+    await insert(connection, 300)
+    async with house() as made:
+        await made.leases._take()
+        went: list[Message] = []
+        asked: list[tuple[int, object]] = []
+        real = made.claims.fetch
+
+        async def fetch(name: str, *arguments: object) -> list[asyncpg.Record]:
+            asked.append((len(went), arguments[4]))
+            return await real(name, *arguments)
+
+        made.claims.fetch = fetch  # type: ignore[method-assign]
+        made.outbox._deliver = went.append
+        made.outbox._wishes = lambda levels: [Wish(US, "default", 3, 200)] if 3 in levels else []
+        bulk = frozenset({2, 3})
+        assert await made.outbox._take(bulk) == 200
+        assert went == []
+        assert await made.outbox._take(bulk) == 72
+        assert asked == [(0, [200]), (200 - outbox.LEAD, [200 - outbox.LEAD])]
+        assert len(went) > 200 - outbox.LEAD, "it waited idly"
+        await made.outbox._send_out()
+        assert len({one.id for one in went}) == len(went) == 272
+
+
+async def test_urgent_rows_go_before_bulk_that_was_taken_earlier(house: House, connection: Connection) -> None:
+    await insert(connection, 100)
+    (code,) = await insert(connection, 1, intent="otp")
+    async with house() as made:
+        await made.leases._take()
+        went: list[Message] = []
+        made.outbox._deliver = went.append
+        made.outbox._wishes = lambda levels: [Wish(US, "default", level, 100) for level in levels]
+        await made.outbox._take(frozenset({3}))
+        made.outbox._sending_out = lambda asked: asked  # type: ignore[method-assign]  # Postgres answers at once
+        await made.outbox._take(frozenset({1}))
+        assert [one.id for one in went] == [code]
+
+
+@pytest.mark.parametrize("how", ["stopped", "down"])
+async def test_what_was_taken_goes_to_a_courier_even_when_no_claim_follows(
+    house: House, connection: Connection, how: str
+) -> None:
+    await insert(connection, 50)
+    async with house() as made:
+        await made.leases._take()
+        went: list[Message] = []
+        stop = asyncio.Event()
+        real = made.claims.fetch
+
+        async def fetch(name: str, *arguments: object) -> list[asyncpg.Record]:
+            if made.outbox.in_hand:
+                raise DatabaseDown("gone")
+            rows = await real(name, *arguments)
+            if rows and how == "stopped":
+                stop.set()
+            return rows
+
+        made.claims.fetch = fetch  # type: ignore[method-assign]
+        made.outbox._deliver = went.append
+        made.outbox._wishes = lambda levels: (
+            [Wish(US, "default", 3, 100 if made.outbox.in_hand else 50)] if 3 in levels else []
+        )
+        running = asyncio.create_task(made.outbox.run(stop))
+        async with asyncio.timeout(20):
+            await until(lambda: len(went) == 50)
+            stop.set()
+            await running
 
 
 async def test_urgent_rows_have_room_of_their_own(house: House, connection: Connection) -> None:

@@ -78,6 +78,7 @@ async def handed(
     made.outbox._deliver = taken.append
     made.outbox._wishes = lambda _levels: [Wish(US, "default", 3, 500)]
     await made.outbox._take(frozenset({3}))
+    await made.outbox._send_out()
     words = []
     for one in taken:
         assert made.desk.prepare(one) is None

@@ -72,6 +72,7 @@ async def test_a_newcomer_gets_its_share_when_what_is_in_hand_has_come_home(
         lane.pace.start_full(first._clock.tick())
         first.outbox._deliver = lambda _message: None
         await first.outbox._take(frozenset({3}))
+        await first.outbox._send_out()
         waiting = lane.join(3, 1)
         await second.announce()
         await first.leases._take()

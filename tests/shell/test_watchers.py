@@ -416,6 +416,7 @@ async def in_doubt(made: Engine, connection: Connection, **columns: object) -> M
     made.outbox._wishes = lambda _levels: [Wish(US, "default", 3, 10)]
     await connection.execute("UPDATE outrider.queue SET state = 'ready' WHERE state = 'suspect'")
     await made.outbox._take(frozenset({3}))
+    await made.outbox._send_out()
     one = taken[-1]
     exchange = Exchange("sim", US, Uncertain("no answer"), 0.1)
     await made.ledger.write([word(one, one.group, Doubt("no answer"), now=made.desk.now(), exchange=exchange)])
