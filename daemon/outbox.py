@@ -5,6 +5,9 @@ The claim is the durable intent (``sql/claim.sql``): it locks the rows and write
 transaction. What is in hand is remembered here, so that no row is taken twice; a *mark* per lane and level, the due
 time up to which rows have been taken, keeps the claim from walking over what is gone. A sweep each second moves a
 mark back when something was committed late.
+
+What a claim brought goes to couriers by the handful, the end of it while the next claim is under way. Urgent messages
+go at once, past all that wait here.
 """
 
 from __future__ import annotations
