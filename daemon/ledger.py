@@ -171,6 +171,7 @@ class Ledger:
         self._observer = observer
         self._words: list[Word] = []
         self._some = asyncio.Event()
+        self._since = 0.0  # when the first of them came, on the loop's clock
         self.writing = 0  # words in the write under way
 
     @property
@@ -188,12 +189,13 @@ class Ledger:
         if not self._words:
             if not self.writing:
                 self._observer.unwritten()
+            self._since = asyncio.get_running_loop().time()
             self._some.set()
         self._words.append(said)
 
     async def run(self, stop: asyncio.Event) -> None:
         """Write until *stop* and until everything is written."""
-        pause = RETRY_MIN_S
+        loop, pause = asyncio.get_running_loop(), RETRY_MIN_S
         while not (stop.is_set() and not self._words):
             if not self._words:
                 self._some.clear()
@@ -201,13 +203,15 @@ class Ledger:
                 continue
             if len(self._words) < BATCH:
                 await asyncio.sleep(GATHER_S)
-            batch, self._words = self._words[:BATCH], self._words[BATCH:]
+            batch, self._words, since = self._words[:BATCH], self._words[BATCH:], self._since
+            self._since = loop.time()  # should any be left
             self.writing = len(batch)
             try:
                 await self.write(batch)
+                self._observer.wrote(loop.time() - since)
                 pause = RETRY_MIN_S
             except DatabaseDown:
-                self._words[:0] = batch
+                self._words[:0], self._since = batch, since
                 self.writing = 0
                 await asyncio.sleep(pause)
                 pause = min(pause * 2, RETRY_MAX_S)

@@ -161,6 +161,10 @@ class Observer:
         """The first verdict waits for Postgres: from now on it may be late."""
         self._written_at = self._clock.tick()
 
+    def wrote(self, took_s: float) -> None:
+        """A batch of verdicts has been written, *took_s* after the first of them was known."""
+        self._metrics.settle.observe(took_s)
+
     def settled(self, statuses: Iterable[str]) -> None:
         """Verdicts are in Postgres."""
         self._written_at = self._clock.tick()

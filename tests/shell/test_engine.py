@@ -19,7 +19,7 @@ from daemon.core.lifecycle import RANKS, Status
 from daemon.core.message import Message
 from daemon.core.outcome import Accepted, Fault, Rejected, Uncertain
 from daemon.core.verdict import Again, Doubt, Ended, Handed
-from daemon.database import DatabaseDown, statement
+from daemon.database import RETRY_MIN_S, DatabaseDown, statement
 from daemon.ledger import Exchange, Word, recalled, word
 from daemon.outbox import TASTE, Wish, _cut
 from tests.shell.parts import OTHER, US, Wound, engine, settings
@@ -407,6 +407,8 @@ async def test_a_verdict_survives_an_outage_and_is_written_once(house: House, co
             await running
         assert made.ledger.pending == 0
         assert made.outbox.in_hand == 0
+        took = made.desk._observer._metrics.settle
+        assert (sum(took.counts), took.total_s > RETRY_MIN_S) == (1, True), "from the first verdict to its COMMIT"
         assert not any(made.journal.knows(one.id, one.attempt) for one in taken)
     assert await states(connection) == {"accepted": 4, "queued": 1}
     assert await connection.fetchval("SELECT count(*) FROM outrider.claim") == 0
