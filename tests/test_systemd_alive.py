@@ -35,12 +35,14 @@ BOOT = """
     mount --make-rshared /
     mount -o remount,bind,ro /
     ip link set lo up
-    for folder in /run /tmp /var /opt; do mount -t tmpfs -o mode=755 none $folder; done
-    mkdir -p /run/etc/now /run/etc/work /var/lib /opt/outrider/python /opt/outrider/packages /opt/outrider/checkout
-    mount -t overlay -o lowerdir=/etc,upperdir=/run/etc/now,workdir=/run/etc/work none /etc
+    mount -t tmpfs -o mode=755 none /opt
+    mkdir -p /opt/outrider/python /opt/outrider/packages /opt/outrider/checkout
     mount --bind "$2" /opt/outrider/python
     mount --bind "$3" /opt/outrider/packages
     mount --bind "$1" /opt/outrider/checkout
+    for folder in /run /tmp /var; do mount -t tmpfs -o mode=755 none $folder; done  # the checkout may have lain there
+    mkdir -p /run/etc/now /run/etc/work /var/lib
+    mount -t overlay -o lowerdir=/etc,upperdir=/run/etc/now,workdir=/run/etc/work none /etc
     umount -R /sys/fs/cgroup 2>/dev/null || true
     mount -t cgroup2 none /sys/fs/cgroup
     mkdir -p "/sys/fs/cgroup/$GROUP"
@@ -54,10 +56,10 @@ BOOT = """
     printf '[Unit]\\nDescription=nothing\\n' >"$units/nothing.target"
 
     mkdir -p /etc/outrider/credentials "$units/outrider.service.d"
-    cp "$1/systemd/outrider.service" "$units/"
+    cp /opt/outrider/checkout/systemd/outrider.service "$units/"
     printf %s "$TOKEN" >/etc/outrider/credentials/operator_token
     sed -e 's/^\\[database\\]/&\\ntrial = true/' -e 's/^\\[web.operator\\]/&\\ntoken_credential = "operator_token"/' \\
-        "$1/config.toml" >/etc/outrider/config.toml
+        /opt/outrider/checkout/config.toml >/etc/outrider/config.toml
     cat >"$units/outrider.service.d/here.conf" <<UNIT
     [Service]
     ExecStart=

@@ -257,8 +257,8 @@ async def later(road: Stage, *, seconds: float) -> int:
     return road.simulator.ledger.accepted
 
 
-# What Postgres answers to a claim (it brings texts), and to a batch of verdicts (rows of four columns, the first an id).
-ANSWERS = {"claim": b"Hello", "verdict": b"\x00\x04\x00\x00\x00\x10"}
+# What Postgres answers to a claim (it brings texts), and to a batch of verdicts (rows of five columns, the first a count).
+ANSWERS = {"claim": b"Hello", "verdict": b"\x00\x05\x00\x00\x00\x08"}
 
 
 @pytest.mark.timeout(120)
