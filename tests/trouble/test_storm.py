@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 __all__ = ["kind"]
 
-STORM_PER_S = 120  # the whole of it in two minutes; 250 filled both cores, and the neighbour waited for those
+STORM_PER_S = 120  # 10,000 messages in less than 90 s, as asked (facts: reliability 5, T6)
 PASSES_S = 3 * SOON  # a deadline that is meant to pass, on a machine with much to do
 ILL_PLACES = 256  # nobody shall wait for one, even while the machine stands still for a second
 ROUNDS, CALM_S = 10, 4.0
