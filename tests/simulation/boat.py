@@ -362,7 +362,7 @@ class Boat:
         for row, _ in claim.rows:
             world.laws.claimed(self, row, grp, epoch)  # type: ignore[arg-type]
             if row.posts:  # type: ignore[attr-defined]
-                world.again(row)  # type: ignore[arg-type]
+                world.nemesis.again(row)  # type: ignore[arg-type]
         self._answered()
         if len(self.hand) + len(claim.rows) > IN_HAND_MAX:
             broken("I12", f"{len(self.hand) + len(claim.rows)} messages in hand, at most {IN_HAND_MAX}")
@@ -614,7 +614,7 @@ class Boat:
                 store.late(row, word.attempt, status)
         self.world.laws.step(row, event if done else laws.FENCED, before)
         if not done and row.in_flight:
-            self.world.spite(row)
+            self.world.nemesis.spite(row)
 
     def _release(self, word: Word) -> None:
         message = self.hand.get(word.row.id)
@@ -689,7 +689,7 @@ class Boat:
             row.due_at = min(step.at, world.now + 600.0)
             return
         if step.status == "ready":
-            world.poised()
+            world.nemesis.poised()
         before = row.where()
         if world.store.decide(row, attempt, step.status, step.reason, world.now):
             if step.status == "ready":

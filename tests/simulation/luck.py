@@ -7,7 +7,7 @@ facts: reliability, 1.3): in about a third of them a trouble comes many times as
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 HOT = 0.35  # of all worlds, for each trouble
 BAD = 0.28  # for those that leave little else in the world
+PLOT = 0.1  # for each of PLOTS, which leave nothing else
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,11 +35,19 @@ class Luck:
     rush: float = 1.0  # how much sooner receipts come: they overtake answers
     unheard: float = 0.04  # of the receipts, for ever
     tattle: bool = True  # whether providers gossip about what is still open
+    every_s: float = 0.3  # between two messages
+    gossip_s: float = 0.08  # between two words of providers that nobody waits for
+    fleeting: float = 0.03  # of the messages that are too late after four seconds
+    wilful: float = 0.3  # of the messages that say themselves what is to be done in doubt
+    plot: str | None = None  # what the nemesis does all the time: sleeper, standby or liar
     listed_s: float = 20.0  # so long a message may be missing from its provider's list
 
     @classmethod
     def drawn(cls, dice: Callable[[], float]) -> Luck:
         """As *dice* have it."""
+        plot = int(dice() / PLOT)
+        if plot < len(PLOTS):
+            return PLOTS[plot]
         kills, leaks, grudge, answers, haste, rush, mute = (dice() < HOT for _ in range(7))
         sleeps, lags = dice() < BAD, dice() < BAD
         return cls(
@@ -57,3 +66,10 @@ class Luck:
             tattle=not (sleeps or lags),
             listed_s=200.0 if mute or sleeps or lags else 20.0,
         )
+
+
+SLY = Luck(haste=True, slow_s=15.0, unheard=1.0, tattle=False, listed_s=200.0, every_s=0.12, gossip_s=2.0, wilful=0.0)
+SLEEPER = replace(SLY, plot="sleeper", sleeps=True, grudge=0.02)
+STANDBY = replace(SLY, plot="standby", lags=True)
+LIAR = replace(SLY, plot="liar", every_s=0.3, leaks=20.0, kills=8.0, unheard=0.3, fleeting=0.2)
+PLOTS = (SLEEPER, SLEEPER, SLEEPER, STANDBY, STANDBY, LIAR)  # as often as here

@@ -41,6 +41,11 @@ class Provider:
         world.sent.append((row, attempt))
         roll, mode = dice(), self.mode
         wait = 0.03 + (0.4 if mode != "slow" else world.luck.slow_s) * dice() ** 2
+        fate = world.nemesis.says(row, attempt)
+        if fate is not None:
+            if isinstance(fate[1], Accepted):
+                self._accept(row, attempt)
+            return fate
         if mode == "hanging" and roll < 0.9:
             if dice() < 0.4:
                 self._accept(row, attempt)

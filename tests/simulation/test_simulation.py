@@ -19,44 +19,33 @@ from tests.simulation.run import Sum, many, one, some
 from tests.simulation.world import World
 
 S = Status
-SEEDS, STEPS_EACH = 400, 23_000
+SEEDS, STEPS_EACH = 660, 23_000
 ENOUGH = 1_000
 PLANTED_STEPS, PLANTED_EACH = 400_000, 5_000
 
 TOLD = {"told accepted", "told sent", "told undelivered", "told failed", "told delivered", "told read"}
 OVERTAKEN = (S.DELIVERED, S.READ, S.UNDELIVERED, S.FAILED)  # by a receipt, before their own verdict is written
-# What may happen to a message, by where it stands; each of these at least a thousand times.
+# What may happen to a message, by where it stands; each of these at least a thousand times, and nothing else ever. Some take
+# two copies of one message and a third thing at the right moment: the plots of nemesis.py see to those. A message that has
+# news is not claimed: claims whose COMMIT was not heard of are closed before more is taken.
+OPEN = {S.UNKNOWN, S.ACCEPTED, S.SENT, *OVERTAKEN}
 LEGAL: dict[str, set[Status]] = {
     "claim": {S.QUEUED},
-    "accept": {S.QUEUED, S.SENDING, *OVERTAKEN},
-    "retry": {S.QUEUED, S.SENDING, S.DELIVERED, S.READ},
-    "doubt": {S.SENDING, *OVERTAKEN},
-    "end": {S.QUEUED, S.SENDING, S.DELIVERED, S.READ},
-    "fenced": {S.QUEUED, S.SENDING, S.UNKNOWN, S.ACCEPTED, S.SENT, S.DEAD, *OVERTAKEN},
-    "free": {S.SENDING},
-    "take over": {S.SENDING, S.DELIVERED, S.READ, S.FAILED},
+    "accept": {S.QUEUED, S.SENDING, *OPEN},
+    "retry": {S.QUEUED, S.SENDING, *OPEN},
+    "doubt": {S.QUEUED, S.SENDING, *OPEN},
+    "end": {S.QUEUED, S.SENDING, *OPEN},
+    "fenced": set(S),
+    "free": {S.SENDING, S.ACCEPTED, S.SENT, *OVERTAKEN},
+    "take over": {S.SENDING, S.ACCEPTED, S.SENT, *OVERTAKEN},
     "cancel": set(S),
     "refuse": {S.QUEUED},
     "found": {S.UNKNOWN},
     "resend": {S.UNKNOWN},
     "give up": {S.UNKNOWN},
     "replay": {S.UNDELIVERED, S.FAILED, S.DEAD},
-    "reappear": {S.QUEUED, S.SENDING},
+    "reappear": {S.QUEUED, S.SENDING, S.UNKNOWN},
     **{word: set(S) for word in TOLD},
-}
-# Each of these at least once. They take two copies of one message and a third thing at the right moment: an acceptance
-# of the first that is told while the second is in hand (by a daemon that slept through its lease), a fail-over between
-# the two, a crash before the second left. What is in neither table may not happen at all. A message that has news is
-# not claimed, for one: claims whose COMMIT was not heard of are closed before more is taken.
-RARE: dict[str, set[Status]] = {
-    "accept": {S.UNKNOWN, S.ACCEPTED, S.SENT},
-    "retry": {S.UNKNOWN, S.ACCEPTED, S.SENT, S.UNDELIVERED, S.FAILED},
-    "doubt": {S.QUEUED, S.UNKNOWN, S.ACCEPTED, S.SENT},
-    "end": {S.UNKNOWN, S.ACCEPTED, S.SENT, S.UNDELIVERED, S.FAILED},
-    "fenced": {S.EXPIRED, S.CANCELED, S.SUPPRESSED},
-    "free": {S.ACCEPTED, S.SENT, *OVERTAKEN},
-    "take over": {S.ACCEPTED, S.SENT, S.UNDELIVERED},
-    "reappear": {S.UNKNOWN},
 }
 
 
@@ -64,12 +53,9 @@ def judge(total: Sum) -> None:
     """Nothing broke, and everything was met."""
     assert not total.broken, "\n".join(total.broken)
     pairs = total.pairs()
-    for table, enough in ((LEGAL, ENOUGH), (RARE, 1)):
-        counts = {(event, here): pairs[here, event] for event, all_ in table.items() for here in all_}
-        assert {pair: count for pair, count in counts.items() if count < enough} == {}, total.table()
-    strange = {
-        pair for pair, count in pairs.items() if count and pair[0] not in LEGAL[pair[1]] | RARE.get(pair[1], set())
-    }
+    counts = {(event, here): pairs[here, event] for event, all_ in LEGAL.items() for here in all_}
+    assert {pair: count for pair, count in counts.items() if count < ENOUGH} == {}, total.table()
+    strange = {pair for pair, count in pairs.items() if count and pair[0] not in LEGAL[pair[1]]}
     assert strange == set(), total.table()
     order = list(Status)
     trodden = {(here, there) for here in S for there in S if total.trodden[order.index(here)][order.index(there)]}

@@ -21,6 +21,7 @@ from tests.simulation import laws
 from tests.simulation.boat import Boat, Down, Killed
 from tests.simulation.laws import FINAL, Laws, Life, broken
 from tests.simulation.luck import Luck
+from tests.simulation.nemesis import Nemesis
 from tests.simulation.provider import Provider
 from tests.simulation.store import Store
 
@@ -35,7 +36,6 @@ SEGMENTS = (1, 1, 1, 1, 1, 1, 1, 2, 3, 5)
 INTENTS = (("otp", 1), ("delivery", 2), ("marketing", 3), ("marketing", 3), ("marketing", 3))
 POLICIES = {"otp": ("resend", 8.0), "delivery": ("resolve", 75.0), "marketing": ("drop", 20.0)}
 HASTY = {"otp": ("resend", 3.0), "delivery": ("resend", 20.0), "marketing": ("resend", 6.0)}
-EVERY_S = 0.3  # between two messages
 LIVELY_S = 3 * 3600.0  # within this, without faults, everything must have come to rest
 
 KINDS = (
@@ -58,7 +58,7 @@ class World:
         self.luck = luck = Luck.drawn(self.dice)
         self.now = 1_000_000.0
         self.steps = self.crashes = self.failovers = 0
-        self.store, self.laws = Store(), Laws()
+        self.store, self.laws, self.nemesis = Store(), Laws(), Nemesis(self)
         self.senders = [
             Sender(address=address, provider=provider, kind="long_code", country="US", rate=rate)
             for address, provider, rate in SENDERS
@@ -85,7 +85,6 @@ class World:
         self.paused: set[str] = set()
         self.held = False
         self.snapshot: tuple[float, object] | None = None
-        self.doubted: set[int] = set()  # what was in doubt then
         self.down_until = 0.0
         self.faults = True
         self.lives: list[Life] = []
@@ -168,7 +167,7 @@ class World:
             try:
                 _DOES[kind](boat, what)
             except Killed:
-                self._killed(boat)
+                self.kill(boat)
             except Down:  # in the middle of a handler that has nothing to make good
                 pass
 
@@ -191,7 +190,7 @@ class World:
             if self.faults:
                 raise Killed
 
-    def _killed(self, boat: Boat) -> None:
+    def kill(self, boat: Boat) -> None:
         self.crashes += 1
         if self.tell is not None:
             self.tell(f"           boat {boat.owner} is killed")
@@ -224,15 +223,17 @@ class World:
         if not self.faults:
             return
         dice, id = self.dice, len(self.lives) + 1
-        self.at(EVERY_S * 2 * dice(), self.INSERT)
+        self.at(self.luck.every_s * 2 * dice(), self.INSERT)
+        if self.nemesis.quiet:
+            return
         lane = LANES[int(10 * dice())]
         intent, level = INTENTS[int(5 * dice())]
         key = f"k{int(3 * dice())}" if dice() < 0.15 else None
-        life = dice()
-        expires_at = self.now + (4.0 if life < 0.03 else 20.0 if life < 0.12 else 90.0) if life < 0.3 else None
+        life = dice() - self.luck.fleeting
+        expires_at = self.now + (4.0 if life < 0 else 20.0 if life < 0.1 else 90.0) if life < 0.27 else None
         row = Life(id, lane, level, key=key, expires_at=expires_at)
         row.service, row.recipient, row.intent = lane, f"+1202555{int(10_000 * dice() ** 3):04}", intent
-        row.policy = ("resolve", "resend", "drop")[int(3 * dice())] if dice() < 0.3 else None
+        row.policy = ("resolve", "resend", "drop")[int(3 * dice())] if dice() < self.luck.wilful else None
         row.segments = SEGMENTS[int(10 * dice())]
         row.message = Message(
             UUID(int=id), 0, 0, lane, level, UUID(int=0), "", "", "sms", lane, None, None, None, None, (), intent, 0.0, 0.0,
@@ -325,7 +326,7 @@ class World:
         if not self.faults:
             return
         dice = self.dice
-        self.at(0.16 * dice(), self.GOSSIP)
+        self.at(self.luck.gossip_s * 2 * dice(), self.GOSSIP)
         roll, sent = dice(), self.sent
         if roll < 0.4:
             here = laws.ODD[int(len(laws.ODD) * dice())]
@@ -345,52 +346,15 @@ class World:
         if len(sent) > 300:
             del sent[:150]
 
-    # The nemesis.
+    # Trouble: when it comes, the nemesis says.
 
     def trouble(self, _: object) -> None:
-        if not self.faults:
-            return
-        dice = self.dice
-        self.at(8.0 * dice(), self.TROUBLE)
-        boat = self.boats[int(3 * dice())]
-        which = int(12 * dice())
-        if which < 2 and boat.up:
-            self._killed(boat)
-        elif which == 2 and boat.up:
-            self._freeze(boat)
-        elif which == 3:
-            boat.error = (dice() - 0.5) * 7200.0 if dice() < 0.2 else (dice() - 0.5) * 20.0
-        elif which == 4 and boat.up and not boat.stopping and boat.frozen_until <= self.now:
-            boat.stop()
-        elif which == 5 and self.down_until < self.now:
-            self.down_until = self.now + 20.0 * dice() ** 3
-        elif which in {6, 7, 8}:
-            provider = self.random.choice(list(self.providers.values()))
-            provider.mode = self.random.choice(("refusing", "hanging", "broken", "throttling", "account", "slow"))
-            self.at(15.0 * dice(), self.CLEAR, None, provider)
-        elif which == 9 and (self.luck.lags or dice() < 0.3):
-            self._lag()
-        elif which == 10 and self.luck.sleeps:
-            self._drowse()
-            self.at(2.0 + 2.0 * dice(), self.NAP)
-        elif which == 11 and self.luck.lags:
-            self._drowse()
-
-    def _freeze(self, boat: Boat) -> None:
-        span = 45.0 * self.dice() ** 2
-        self.freeze(boat, max(boat.frozen_until, self.now + span))
+        if self.faults:
+            self.nemesis.strike()
 
     def nap(self, _: object) -> None:
-        """Whoever has most in hand stands still until another has its leases; of what is on the wire it hears later."""
-        boat = max(self.boats, key=lambda one: len(one.hand))
-        if self.faults and boat.up and all(other.frozen_until <= self.now for other in self.boats):
-            self.freeze(boat, self.now + 32.0 + 26.0 * self.dice())
-
-    def _drowse(self) -> None:
-        """All providers take their time."""
-        for provider in self.providers.values():
-            provider.mode = "slow"
-            self.at(20.0 + 20.0 * self.dice(), self.CLEAR, None, provider)
+        if self.faults:
+            self.nemesis.nap()
 
     def freeze(self, boat: Boat, until: float) -> None:
         """Its process stands still: what happens to it happens when it goes on."""
@@ -405,40 +369,9 @@ class World:
                 heappush(self._heap, (self.now, self._number, kind, boat, run, what))
             boat.put_off.clear()
 
-    def again(self, row: Life) -> None:
-        """What has left before is taken again: what could be a worse moment?"""
-        now, dice = self.now, self.dice
-        if self.luck.sleeps:
-            for boat in self.boats:
-                if boat.frozen_until > now and row.id in boat.hand:
-                    self.freeze(boat, now + 0.05 * dice())
-        if self.snapshot is not None and self.luck.lags and row.id in self.doubted:
-            self.at(0.5 * dice(), self.FAILOVER)
-        if self.luck.rush < 1.0 and dice() < 0.5:
-            word = tuple(laws.TOLD)[int(6 * dice())]
-            self.at(0.4 * dice(), self.RECEIPT, None, (row, max(row.posts), word, 9))
-
-    def poised(self) -> None:
-        """Something in doubt is about to be sent again."""
-        if self.faults and self.luck.lags and self.dice() < 0.5:
-            self._lag()
-
-    def spite(self, row: Life) -> None:
-        """A yes to an older attempt has come while somebody has the message in hand again."""
-        for boat in self.boats:
-            if self.faults and boat.up and row.id in boat.hand and self.dice() < self.luck.grudge:
-                self._killed(boat)
-
     def clear(self, provider: object) -> None:
         assert isinstance(provider, Provider)
         provider.mode = "well"
-
-    def _lag(self) -> None:
-        """A standby falls behind; soon it will be promoted."""
-        if self.snapshot is None and not self.held and all(boat.log_lost_at < self.now - 60.0 for boat in self.boats):
-            self.snapshot = (self.now, self.store.snapshot())
-            self.doubted = set(self.store.unknown)
-            self.at((25.0 if self.luck.lags else 5.0) * self.dice(), self.FAILOVER)
 
     def failover(self, _: object) -> None:
         """It is promoted: what was committed since is undone. Whoever connects again finds another timeline, and holds."""
@@ -470,6 +403,7 @@ class World:
             if not boat.log_lost:
                 boat.up_at = self.now
                 self.at(2.0 * self.dice(), self.BOOT, None, boat)
+        self.nemesis.promoted()
         # Not only what left since: what left long before may have been settled since.
         self.at(3.0 + 3.0 * self.dice(), self.RECONCILE, None, since - 600.0)
 
