@@ -23,8 +23,8 @@ from rich.console import Console
 from bench import load, outrider
 from bench.messages import MESSAGES_MAX
 from bench.peers import PEERS
-from bench.picture import drawn
 from bench.report import Report, Round
+from bench.scale import Growth, scale
 from daemon.embedded import EmbeddedError
 
 if TYPE_CHECKING:
@@ -39,6 +39,7 @@ examples:
   outrider bench --rounds 9
   outrider bench --json result.json --picture result.svg     the figures, and a drawing of them, as files
   outrider bench --json | jq .ratios
+  outrider bench --scale --picture scale.svg                 what a message costs as backlog, senders, flights grow
 
 Believe ratios only, and only those of one run. Let nothing else run meanwhile; "sink_headroom" below 3 means that the
 sink was busy itself, and the ratio to aiohttp's client then flatters whoever is slower.
@@ -131,14 +132,17 @@ def main(words: Sequence[str]) -> int:
     parser.add_argument("--messages", type=many, default=20_000, help="of each run (default: 20,000)")
     parser.add_argument("--in-flight", type=_number(1, 1_000), default=256, help="requests at a time (default: 256)")
     parser.add_argument("--codes", type=float, default=10.0, metavar="SECONDS", help="of login codes (default: 10)")
+    parser.add_argument("--scale", action="store_true", help="instead, what growth costs (bench/scale.py)")
     parser.add_argument(
-        "--no-receipts", dest="receipts", action="store_false", help="leave receipts and whole lives out"
-    )
+        "--waiting", type=_number(10_000, 100_000_000), default=1_000_000,
+        help="with --scale: the longest queue (default: 1,000,000; ten million take some minutes)",
+    )  # fmt: skip
     parser.add_argument("--json", nargs="?", const="-", metavar="FILE", help="the figures; without FILE, to stdout")
     parser.add_argument("--picture", type=Path, metavar="FILE", help="a drawing of the rates, as SVG")
     arguments = parser.parse_args(words)
     try:
-        report = uvloop.run(bench(arguments))
+        report: Report | Growth
+        report = uvloop.run(scale(arguments)) if arguments.scale else uvloop.run(bench(arguments))
     except (load.BenchError, EmbeddedError) as trouble:
         errors.print(str(trouble), style="red", markup=False)
         return 1
@@ -148,7 +152,7 @@ def main(words: Sequence[str]) -> int:
         text = orjson.dumps(report.document(), option=orjson.OPT_INDENT_2).decode() + "\n"
         sys.stdout.write(text) if arguments.json == "-" else Path(arguments.json).write_text(text, encoding="utf-8")
     if arguments.picture:
-        arguments.picture.write_text(drawn(report), encoding="utf-8")
+        arguments.picture.write_text(report.drawn(), encoding="utf-8")
     if not report.ok:
         errors.print("something was lost, sent twice or not written down", style="red")
     return 0 if report.ok else 1

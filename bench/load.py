@@ -83,11 +83,12 @@ class Sink:
 
 
 @asynccontextmanager
-async def sink() -> AsyncIterator[Sink]:
-    """A sink in a process of its own."""
+async def sink(*delay_ms: float) -> AsyncIterator[Sink]:
+    """A sink in a process of its own. *delay_ms*: from and to how long it takes for an answer."""
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "bench.sink", cwd=ROOT, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE
-    )
+        sys.executable, "-m", "bench.sink", *map(str, delay_ms),
+        cwd=ROOT, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
+    )  # fmt: skip
     assert process.stdin is not None
     assert process.stdout is not None
     try:

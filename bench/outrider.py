@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import shutil
 import signal
 import socket
@@ -22,6 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import aiohttp
 import orjson
 
 from bench.load import (
@@ -47,9 +49,9 @@ if TYPE_CHECKING:
 
     from bench.load import Sink
 
-# 40,000 segments a second: pacing is on, and is not the limit. At 100 each, a claim's burst waits for its senders, and
+# 40,000 segments a second: pacing is on, and is not the limit. At half of it a claim's burst waits for its senders, and
 # the waits cost 13 %.
-SENDERS, RATE = 200, 200
+SENDERS, TOGETHER = 200, 40_000
 SERVICES = {"logins": "otp", "parcels": "delivery", "news": "events", "offers": "marketing"}  # and their intents
 # Of a provider's connections bulk may take 80 %: as many as the raw client has in flight.
 BULK_SHARE = 0.8
@@ -132,8 +134,12 @@ async def postgres() -> AsyncIterator[embedded.Server]:
 class Outrider:
     """One installation: a database, a folder, a daemon."""
 
-    def __init__(self, folder: Path, dsn: str, postmaster: int, connection: Connection[Record]) -> None:
+    def __init__(
+        self, folder: Path, dsn: str, postmaster: int, connection: Connection[Record], senders: int = SENDERS
+    ) -> None:
         self.connection = connection
+        self._senders = senders
+        self._operator = 0  # port of the pages
         self._folder = folder
         self._dsn = dsn
         self._postmaster = postmaster
@@ -141,14 +147,14 @@ class Outrider:
 
     @classmethod
     @asynccontextmanager
-    async def installed(cls, server: embedded.Server, name: str) -> AsyncIterator[Outrider]:
+    async def installed(cls, server: embedded.Server, name: str, *, senders: int = SENDERS) -> AsyncIterator[Outrider]:
         """A fresh database *name*, migrated; all of it is removed again."""
         folder = Path(tempfile.mkdtemp(prefix="outrider-bench-"))
         admin = await connect(server.dsn("postgres"))
         await admin.execute(f"CREATE DATABASE {name}")
         connection = await connect(server.dsn(name))
         await migrate.migrate(connection, report=lambda _: None)
-        one = cls(folder, server.dsn(name), postmaster_pid(server), connection)
+        one = cls(folder, server.dsn(name), postmaster_pid(server), connection, senders)
         try:
             yield one
         finally:
@@ -253,6 +259,15 @@ class Outrider:
             bulk_ms=percentiles([delay for to, delay in delays if to not in codes]),
         )
 
+    async def lag_ms(self) -> float:
+        """How late the daemon's event loop wakes, at the 99th percentile: the bound of its bucket."""
+        async with aiohttp.ClientSession() as web, web.get(f"http://127.0.0.1:{self._operator}/metrics") as reply:
+            found = re.findall(
+                r'^outrider_loop_lag_seconds_bucket\{le="(\S+)"\} (\S+)', await reply.text(), re.MULTILINE
+            )
+        buckets = [(float(bound), float(many)) for bound, many in found]
+        return next(1000 * bound for bound, many in buckets if many >= 0.99 * buckets[-1][1])
+
     async def _fill(self, messages: int) -> None:
         for first in range(0, messages, INSERT_ROWS):
             await self._insert(first, min(first + INSERT_ROWS, messages) - 1)
@@ -267,7 +282,9 @@ class Outrider:
     async def _start(self, sink: Sink, in_flight: int) -> int:
         """Start the daemon, wait until it holds its leases, and return its process id."""
         config = self._folder / "config.toml"
-        config.write_text(_config(self._dsn, sink.url, in_flight), encoding="utf-8")
+        public, self._operator = _free_ports()
+        ports = f"[web.public]\nport = {public}\n[web.operator]\nport = {self._operator}\n"
+        config.write_text(ports + _config(self._dsn, sink.url, in_flight, self._senders), encoding="utf-8")
         with (self._folder / "daemon.log").open("wb") as log:
             self._process = await asyncio.create_subprocess_exec(
                 sys.executable, "-m", "daemon", "run", "--config", str(config), cwd=ROOT,
@@ -300,18 +317,18 @@ class Outrider:
         return int(await self.connection.fetchval("SELECT pg_current_wal_insert_lsn() - '0/0'::pg_lsn"))
 
 
-def _config(dsn: str, url: str, in_flight: int) -> str:
-    ours = senders(SENDERS)
-    public, operator = _free_ports()
+def _config(dsn: str, url: str, in_flight: int, many: int) -> str:
+    ours = senders(many)
     lines = [
         f"[database]\nurl = '{dsn}'",
         "[daemon]\nstate = 'state'\nlog_format = 'json'",
-        f"[web.public]\nport = {public}\n[web.operator]\nport = {operator}",
         f"[providers.sink]\nkind = 'simulator'\nbase_url = '{url}'\naccount_sid = '{ACCOUNT_SID}'",
         f"auth_token_env = 'SINK_TOKEN'\nconnections = {round(in_flight / BULK_SHARE)}",
     ]
     for one in ours:
-        lines.append(f"[[senders]]\naddress = '{one}'\nprovider = 'sink'\ntype = 'toll_free'\nrate = {RATE}")
+        lines.append(
+            f"[[senders]]\naddress = '{one}'\nprovider = 'sink'\ntype = 'toll_free'\nrate = {TOGETHER // many}"
+        )
         lines.append("country = 'US'")
     for number, name in enumerate(SERVICES):
         lines.append(f"[services.{name}]\nsenders = {ours[number :: len(SERVICES)]}")

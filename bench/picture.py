@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 WIDTH, ROW, LEFT, RIGHT, TOP, BOTTOM = 860, 34, 220, 96, 64, 52  # pixels
 OURS, THEIRS = "#0b7a75", "#9aa5b1"
-_STYLE = (
+STYLE = (
     "text{font:13px system-ui,sans-serif;fill:#1f2933}.quiet{fill:#616e7c;font-size:12px}.title{font-size:16px;"
     "font-weight:600}line{stroke:#cbd2d9}.whisker{stroke:#1f2933;stroke-width:1.5}.ground{fill:#ffffff}"
 )
@@ -35,7 +35,7 @@ def drawn(report: Report) -> str:
     title = f"Messages a second, {report.messages:,} of them, {report.in_flight} in flight, {len(report.rounds)} rounds"
     said = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" role="img" aria-label="{title}">',
-        f'<style>{_STYLE}</style><rect class="ground" width="{WIDTH}" height="{height}"/>',
+        f'<style>{STYLE}</style><rect class="ground" width="{WIDTH}" height="{height}"/>',
         f'<text class="title" x="20" y="32">{title}</text>',
         *_axis(low, high, at, height),
     ]

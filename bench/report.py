@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from rich.table import Table
 
 from bench.peers import PEERS
+from bench.picture import drawn
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -106,6 +107,10 @@ class Report:
             },
             "ok": self.ok,
         }
+
+    def drawn(self) -> str:
+        """The report as a picture."""
+        return drawn(self)
 
     def tables(self) -> list[Table]:
         """The report for people."""

@@ -6,13 +6,14 @@ and sends no receipts itself (:mod:`bench.receipts` does). What came is kept as 
 /`` tells how many and when, ``GET /to`` when which recipient was written to, ``GET /callbacks/N`` where receipts are
 wanted for all from the Nth on, ``DELETE /`` forgets. Times are of the monotonic clock, which all processes share.
 
-Run as ``python -m bench.sink``: it prints its address and serves until its stdin ends, so it never outlives its
-parent.
+Run as ``python -m bench.sink [FROM_MS TO_MS]``: it prints its address and serves until its stdin ends, so it never
+outlives its parent. With two figures an answer takes any time between them; what it answers is accepted at once.
 """
 
 from __future__ import annotations
 
 import asyncio
+import random
 import sys
 import time
 from typing import TYPE_CHECKING, cast
@@ -23,7 +24,7 @@ import orjson
 import uvloop
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
 # 640 bytes of JSON, as long as Twilio's; only the sid changes from answer to answer.
 _MESSAGE = (
@@ -66,12 +67,13 @@ class Book:
 class Connection(asyncio.Protocol):
     """One connection of a client."""
 
-    __slots__ = ("_body", "_book", "_parser", "_transport", "_url", "_write")
+    __slots__ = ("_body", "_book", "_delay_s", "_parser", "_transport", "_url", "_write")
     _write: Callable[[bytes], None]
     _transport: asyncio.Transport
 
-    def __init__(self, book: Book) -> None:
+    def __init__(self, book: Book, delay_s: tuple[float, float] | None) -> None:
         self._book = book
+        self._delay_s = delay_s
         self._body = b""
         self._url = b""
         self._parser = httptools.HttpRequestParser(self)
@@ -97,7 +99,11 @@ class Connection(asyncio.Protocol):
         method = self._parser.get_method()
         if method == b"POST":
             arrivals = self._book.arrivals
-            self._write(_CREATED % len(arrivals))
+            answer = _CREATED % len(arrivals)
+            if self._delay_s is None:
+                self._write(answer)
+            else:
+                asyncio.get_running_loop().call_later(random.uniform(*self._delay_s), self._write, answer)
             arrivals.append((time.monotonic(), self._body))
             self._body = b""
             return
@@ -115,11 +121,12 @@ class Connection(asyncio.Protocol):
         return self._book.summary()
 
 
-async def serve() -> None:
+async def serve(delay_ms: Sequence[float]) -> None:
     """Serve on any free port until stdin ends."""
+    delay_s = (delay_ms[0] / 1000, delay_ms[1] / 1000) if any(delay_ms) else None
     loop = asyncio.get_running_loop()
     book, stop = Book(), asyncio.Event()
-    server = await loop.create_server(lambda: Connection(book), "127.0.0.1", 0, backlog=1024)
+    server = await loop.create_server(lambda: Connection(book, delay_s), "127.0.0.1", 0, backlog=4096)
     loop.add_reader(sys.stdin.fileno(), stop.set)
     print(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}", flush=True)
     await stop.wait()
@@ -127,4 +134,4 @@ async def serve() -> None:
 
 
 if __name__ == "__main__":
-    uvloop.run(serve())
+    uvloop.run(serve([float(word) for word in sys.argv[1:]]))

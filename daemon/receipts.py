@@ -9,6 +9,7 @@ way go together into the next (group commit). Merging is the lattice's work (``c
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -48,7 +49,7 @@ class ReceiptBook:
     def __init__(self, line: Line, observer: Observer) -> None:
         self._line = line
         self._observer = observer
-        self._pending: list[tuple[Sequence[News], asyncio.Future[None]]] = []
+        self._pending: deque[tuple[Sequence[News], asyncio.Future[None]]] = deque()
         self._size = 0
         self._writer: asyncio.Task[None] | None = None
 
@@ -82,7 +83,7 @@ class ReceiptBook:
             batch: list[News] = []
             waiting: list[asyncio.Future[None]] = []
             while self._pending and len(batch) < BATCH:
-                news, done = self._pending.pop(0)
+                news, done = self._pending.popleft()
                 batch.extend(news)
                 waiting.append(done)
             self._size -= len(batch)

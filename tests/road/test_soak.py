@@ -108,6 +108,7 @@ class Sample:
     hour: float
     sent: int
     rss_mb: float
+    own_mb: float  # of it, what is no file
     fds: int
     tasks: int
     claims: Mapping[float, float]  # upper bound in seconds -> claims so far
@@ -243,11 +244,12 @@ class Day:
             tables = await self.road.connection.fetchrow(TABLES)
         assert tables is not None
         _, text = await self.road.ask("/metrics")
-        metrics, (rss_mb, fds) = text.decode(), _process(self.road.pid)
+        metrics, (rss_mb, own_mb, fds) = text.decode(), _process(self.road.pid)
         return Sample(
             hour=self.hour,
             sent=self.road.simulator.ledger.accepted,
             rss_mb=rss_mb,
+            own_mb=own_mb,
             fds=fds,
             tasks=int(float(re.findall(r"^outrider_tasks (\S+)", metrics, re.MULTILINE)[0])),
             claims=_buckets(metrics, "claim"),
@@ -256,10 +258,11 @@ class Day:
         )
 
 
-def _process(pid: int) -> tuple[float, int]:
-    """Its memory in MB, and its descriptors."""
-    resident = re.findall(r"VmRSS:\s+(\d+)", Path(f"/proc/{pid}/status").read_text())
-    return int(resident[0]) / 1024, len(list(Path(f"/proc/{pid}/fd").iterdir()))
+def _process(pid: int) -> tuple[float, float, int]:
+    """Its memory in MB, that of it which is no file, and its descriptors."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    resident, own = (int(re.findall(rf"{name}:\s+(\d+)", status)[0]) / 1024 for name in ("VmRSS", "RssAnon"))
+    return resident, own, len(list(Path(f"/proc/{pid}/fd").iterdir()))
 
 
 def _buckets(metrics: str, name: str) -> dict[float, float]:
@@ -292,12 +295,12 @@ def slope_mb(samples: Sequence[Sample]) -> float:
 
 
 def shown(samples: Sequence[Sample]) -> None:
-    print("\n hour     sent  RSS MB  fds tasks   queue (dead, MB)         dead/live  claim p99  lag p99")
+    print("\n hour     sent   RSS (own) MB  fds tasks   queue (dead, MB)         dead/live  claim p99  lag p99")
     for first in range(0, 24, 2):
         here = between(samples, (first, first + 2))
         one, two = here[0], here[-1]
         print(
-            f"{first:5} {two.sent:8,} {fmean(s.rss_mb for s in here):7.1f} {two.fds:4} {two.tasks:5}"
+            f"{first:5} {two.sent:8,} {fmean(s.rss_mb for s in here):6.1f} ({fmean(s.own_mb for s in here):5.1f}) {two.fds:4} {two.tasks:5}"
             f" {max(s.queue for s in here):7,} ({max(s.queue_dead for s in here):7,}, {two.queue_mb:5.1f})"
             f" {max(s.dead / max(s.live, 1) for s in here):13.1%} {p99_ms(one.claims, two.claims):7.1f} ms"
             f" {p99_ms(one.lags, two.lags):5.1f} ms"
