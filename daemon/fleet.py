@@ -49,11 +49,14 @@ class Fleet:
             self._resting.clear()
 
     async def _ride(self, message: Message | None) -> None:
-        loop = asyncio.get_running_loop()
         while message is not None:
             await self._courier.deliver(message)
             if self._lanes.closed:
                 return
-            bell: asyncio.Future[Message | None] = loop.create_future()
-            self._resting.append(bell)
-            message = await bell
+            message = None  # a text shall not outlive its errand: whoever rests may rest for days
+            message = await self._rest()
+
+    def _rest(self) -> asyncio.Future[Message | None]:
+        bell: asyncio.Future[Message | None] = asyncio.get_running_loop().create_future()
+        self._resting.append(bell)
+        return bell
