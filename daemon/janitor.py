@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import suppress
-from datetime import timedelta
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import structlog
@@ -42,7 +42,6 @@ DOUBTS = 50  # doubts looked into at a time
 WHO_MAX = 10  # senders asked about a message of which nobody knows who sent it, if anybody did
 NEXT_LOOK_S = 20.0  # when a doubt is looked into again, unless its plan says sooner
 ORDER_HOLD_S = 60.0  # how long a head may hold the others of its order_key
-KNOWN_BEFORE, KNOWN_AFTER = timedelta(seconds=30), timedelta(seconds=120)  # where references of others are looked up
 WEEKS_S = 3600.0
 HORIZON_S = 15.0
 SAMPLE_SHARE = 20  # a sample of the backlog may take one part in so many of the time
@@ -186,7 +185,7 @@ class Janitor:
         gate = self._gates.get(row["provider"] or self._desk.provider_of(sender) or "")
         if gate is None:
             return None
-        attempt = await self._attempt(row, gate.name, sender)
+        attempt = self._attempt(row, gate.name, sender)
         if not attempt.text and not row["media"]:
             return Unclear("its text cannot be told any more: a template has changed")
         question = gate.dialect.find(attempt)
@@ -196,13 +195,12 @@ class Janitor:
             answer = await gate.link.exchange(question, deadline_s=gate.timeout_s)
         if isinstance(answer, Unreachable | Uncertain):
             return Unclear(answer.reason)
+        named = gate.dialect.named(answer)
+        known = await self._line.fetch("known", named) if named else ()
+        attempt = replace(attempt, known_references=frozenset(one["reference"] for one in known))
         return gate.dialect.found(attempt, answer)
 
-    async def _attempt(self, row: Record, provider: str, sender: str) -> Attempt:
-        since = row["since"]
-        known = await self._line.fetch(
-            "known", sender, row["recipient"], since - KNOWN_BEFORE, since + KNOWN_AFTER
-        )  # fmt: skip
+    def _attempt(self, row: Record, provider: str, sender: str) -> Attempt:
         return Attempt(
             id=row["id"],
             attempt=row["attempts"],
@@ -211,8 +209,7 @@ class Janitor:
             recipient=self._desk.number(row["recipient"] or "", row["service"] or "default"),
             text=self._desk.text_of(row["body"], row["template"], as_object(row["variables"])),
             segments=row["segments"] or 1,
-            sent_at=since.timestamp(),
-            known_references=frozenset(one["reference"] for one in known),
+            sent_at=row["since"].timestamp(),
         )
 
     async def _found(self, row: Record, accepted: Accepted, how: str) -> None:

@@ -106,8 +106,12 @@ class Dialect(Protocol):
         """The request that asks what became of *attempt*; None where a provider cannot be asked."""
         ...
 
+    def named(self, response: Response) -> Sequence[str]:
+        """The references that the answer to :meth:`find` names: who asks looks up which of them are taken."""
+        ...
+
     def found(self, attempt: Attempt, response: Response) -> Finding:
-        """What the answer to :meth:`find` says."""
+        """What the answer to :meth:`find` says of *attempt*, which knows whose references are taken."""
         ...
 
     def fetch(self, reference: str) -> Request | None:

@@ -114,5 +114,5 @@ class Attempt:
     text: str
     segments: int
     sent_at: float  # wall clock, when the request was written
-    # What this sender is already known to have sent this recipient: none of it may be credited a second time.
+    # Of what the provider names, what is on record as another's: none of it may be credited a second time.
     known_references: frozenset[str] = frozenset()

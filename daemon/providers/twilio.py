@@ -133,6 +133,13 @@ class Twilio:
         query = f"?To={form.quote(attempt.recipient)}&From={form.quote(attempt.sender)}&PageSize={PAGE_SIZE}"
         return Request("GET", self._url + query, self._asking)
 
+    def named(self, response: Response) -> Sequence[str]:
+        """Every sid of the list."""
+        listed = json_object(response.body).get("messages")
+        entries = listed if isinstance(listed, list) else []
+        sids = [entry.get("sid") for entry in entries if isinstance(entry, dict)]
+        return [sid for sid in sids if isinstance(sid, str) and SID.fullmatch(sid)]
+
     def found(self, attempt: Attempt, response: Response) -> Finding:
         """What the list tells; how, stands in :mod:`daemon.providers.twilio_evidence`."""
         said = json_object(response.body) if response.status == 200 else {}

@@ -1,7 +1,6 @@
--- References already on record for a sender and a recipient around a moment: none of them is the answer that was lost.
--- Of two identical texts to one number, each stands for one of ours and never for both.
---   $1 sender text, $2 recipient text, $3 since timestamptz, $4 upto timestamptz
-SELECT u.reference
-  FROM outrider.outcome u
-  JOIN outrider.outbox o ON o.id = u.id
- WHERE u.accepted_at BETWEEN $3 AND $4 AND u.sender = $1 AND u.reference IS NOT NULL AND o.recipient = $2
+-- Which of these references are on record: each stands for one of ours, and is not the answer that was lost. Of two identical
+-- texts to one number, each stands for one of ours and never for both.
+--   $1 references text[]
+SELECT named.reference
+  FROM unnest($1::text[]) AS named (reference)
+ CROSS JOIN LATERAL (SELECT FROM outrider.outcome u WHERE u.reference = named.reference LIMIT 1) AS one

@@ -10,19 +10,15 @@ WITH due AS MATERIALIZED (
                            greatest(p.since + interval '72 hours', now() + interval '1 minute'))
       FROM due WHERE p.provider = due.provider AND p.reference = due.reference
     RETURNING p.provider, p.reference, p.id, p.attempt, p.since
-), named AS (
-    SELECT DISTINCT ON (p.provider, p.reference) p.provider, p.reference, u.id, u.attempts
-      FROM pushed p
-      JOIN outrider.outcome u ON u.provider = p.provider AND u.reference = p.reference
-       -- Said twice, with bounds that a BRIN can be asked for once and not for each.
-       AND u.accepted_at BETWEEN p.since - interval '1 hour' AND p.since + interval '1 hour'
-       AND u.accepted_at BETWEEN (SELECT min(since) FROM pushed) - interval '1 hour'
-                             AND (SELECT max(since) FROM pushed) + interval '1 hour'
-     ORDER BY p.provider, p.reference, u.accepted_at
 )
 SELECT p.provider, p.reference, p.since, now() - p.since >= interval '72 hours' AS over,
        coalesce(n.id, k.id) AS id, CASE WHEN n.id IS NOT NULL THEN n.attempts ELSE p.attempt END AS attempt
   FROM pushed p
-  LEFT JOIN named n ON n.provider = p.provider AND n.reference = p.reference
+  LEFT JOIN LATERAL (
+      SELECT u.id, u.attempts FROM outrider.outcome u
+       WHERE u.reference = p.reference AND u.provider = p.provider
+         AND u.accepted_at BETWEEN p.since - interval '1 hour' AND p.since + interval '1 hour'
+       LIMIT 1
+  ) AS n ON true
   LEFT JOIN LATERAL (SELECT p.id WHERE EXISTS (SELECT FROM outrider.queue q WHERE q.id = p.id)
                                     OR EXISTS (SELECT FROM outrider.outcome u WHERE u.id = p.id)) AS k ON true

@@ -421,6 +421,12 @@ def test_a_list_tells(response: Response, finding: Finding) -> None:
     assert DIALECT.found(attempt(), response) == finding
 
 
+def test_every_reference_of_a_list_is_named_and_nothing_else() -> None:
+    listed = page(resource(sid=OTHER), resource(sid=SID, body=""), resource(sid=None), resource(sid="SM; DROP"), 7)
+    assert DIALECT.named(listed) == [OTHER, SID]
+    assert DIALECT.named(Response(200, {}, b"{")) == DIALECT.named(Response(404, {}, error(20404))) == []
+
+
 def test_the_nearest_of_identical_messages_is_taken() -> None:
     listed = page(resource(sid=OTHER, date_created=at(40)), resource(sid=SID, date_created=at(1)))
     assert DIALECT.found(attempt(), listed) == FOUND

@@ -17,6 +17,11 @@ import pytest
 import uvloop
 
 from daemon.database import HOT_SETTINGS, connect, statement
+from daemon.inspector import STATEMENTS as INSPECTOR
+from daemon.janitor import STATEMENTS as JANITOR
+from daemon.ledger import STATEMENTS as LEDGER
+from daemon.outbox import STATEMENTS as OUTBOX
+from daemon.reconciler import STATEMENTS as RECONCILER
 from daemon.retention import DUTIES
 from tests.sql.actor import LONG_AGO
 
@@ -57,6 +62,13 @@ LEASE = (
     "INSERT INTO outrider.lease VALUES ('group', '00000000-0000-0000-0000-000000000007', 1, now() + interval '1 day')"
 )
 TABLES = "SELECT oid::regclass::text FROM pg_class WHERE relnamespace = 'outrider'::regnamespace AND relkind = 'r' AND relname ~ '^(queue|outbox|outcome|claim)'"
+
+# Statements of the hot lines that only write, or read what is narrow by its nature: daemons, claims, backends.
+ELSEWHERE = {"attempts", "anomalies", "inbound", "declared", "disown", "horizon"}
+PARKED = """
+INSERT INTO outrider.parked (provider, reference, since, look_at)
+SELECT 'twilio', 'SM' || n, now(), now() FROM generate_series(1, {many}) AS n
+"""
 
 # What Postgres may have come to believe.
 BELIEFS: Mapping[str, str] = {
@@ -113,6 +125,7 @@ async def fill(connection: Connection) -> int:
     await add(connection, 5_000, state="'suspect'", lane="'other'")
     await add(connection, 5_000, lane="'other'")
     await connection.execute(DONE.format(many=50_000))
+    await connection.execute(PARKED.format(many=1_000))
     return short.buffers
 
 
@@ -250,8 +263,15 @@ async def questions(connection: Connection) -> dict[str, list[object]]:
         "lanes": [],
         "strays": [["other"], ASKED],
         "overdue": [ASKED],
+        "parked": [ASKED],
+        "known": [[f"SM{number}" for number in range(1, ASKED)]],
         "quieted": columns(waiting, then),
     }  # fmt: skip
+
+
+def test_every_statement_of_the_hot_lines_is_held_here(stage: Stage) -> None:
+    hot = {*OUTBOX, *LEDGER, *INSPECTOR, *JANITOR, *RECONCILER, "receive", "inbound"}
+    assert hot - stage.runner.run(questions(stage.connection)).keys() == ELSEWHERE
 
 
 @pytest.mark.parametrize("believing", BELIEFS)
@@ -336,6 +356,7 @@ async def kept(connection: Connection) -> dict[str, Explained]:
     for kind in kinds:
         await add(connection, 4, **kind)
     await connection.execute(DONE.format(many=20))
+    await connection.execute(PARKED.format(many=5))
     await connection.execute("VACUUM ANALYZE")
     for name, arguments in (await questions(connection)).items():
         transaction = connection.transaction()

@@ -133,8 +133,11 @@ CREATE TABLE outrider.outcome (
     PRIMARY KEY (id)
 ) PARTITION BY RANGE (id);
 CREATE TABLE outrider.outcome_default PARTITION OF outrider.outcome DEFAULT;
--- Which references were given out around a moment (sql/known.sql). In the order of writing, so a BRIN costs next to nothing.
+-- What was accepted lately (sql/spoken.sql). In the order of writing, so a BRIN costs next to nothing.
 CREATE INDEX outcome_accepted ON outrider.outcome USING brin (accepted_at) WITH (pages_per_range = 32, autosummarize = on);
+-- Whose is this reference? For doubts (sql/known.sql), stray receipts (sql/parked.sql) and people. As a hash: 94 bytes of WAL and 1 µs of a message,
+-- where a b-tree takes 128 and 3, and twice the room.
+CREATE INDEX outcome_reference ON outrider.outcome USING hash (reference);
 CREATE INDEX outcome_troubled ON outrider.outcome (status, updated_at)
     WHERE status IN ('dead', 'failed', 'undelivered');
 
