@@ -12,6 +12,9 @@ RETURNING id
 # Where one message is.
 MESSAGE = "SELECT * FROM outrider.message WHERE id = $1"
 
+# Whose reference this is: an index of outcome has it.
+BY_REFERENCE = "SELECT id FROM outrider.message WHERE reference = $1 LIMIT 1"
+
 # Its story, oldest first.
 WHY = "SELECT at, what, detail FROM outrider.why($1)"
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from typing import TYPE_CHECKING, Annotated
-from uuid import UUID  # noqa: TC003 (typer reads the annotations at run time)
+from uuid import UUID
 
 import typer
 
@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     import asyncpg
 
 
+NOWHERE = "was its transaction committed, and is this its database?"
+
+
 def add_to(app: typer.Typer) -> None:
     """Give *app* the commands of this file."""
     app.command(
@@ -31,11 +34,17 @@ def add_to(app: typer.Typer) -> None:
             "outrider status --json | jq .queue",
         ),
     )(status)
-    app.command(rich_help_panel=MESSAGES, epilog=examples("outrider why ID", "outrider why ID --json"))(why)
+    app.command(
+        rich_help_panel=MESSAGES,
+        epilog=examples("outrider why ID", "outrider why SM0123456789abcdef0123456789abcdef", "outrider why ID --json"),
+    )(why)
 
 
 def status(
-    message: Annotated[UUID | None, typer.Argument(metavar="ID", help="One message; without it, all of them.")] = None,
+    message: Annotated[
+        str | None,
+        typer.Argument(metavar="ID", help="One message, or what its provider calls it; without it, all of them."),
+    ] = None,
     *,
     config: ConfigOption = None,
     as_json: JsonOption = False,
@@ -54,7 +63,7 @@ def status(
 
 
 def why(
-    message: Annotated[UUID, typer.Argument(metavar="ID", help="The message.")],
+    message: Annotated[str, typer.Argument(metavar="ID", help="The message, or what its provider calls it.")],
     *,
     config: ConfigOption = None,
     as_json: JsonOption = False,
@@ -72,10 +81,19 @@ def why(
             show_story(row, story)
 
 
-async def story_of(config: Path | None, message: UUID) -> tuple[dict[str, object], list[dict[str, object]]]:
-    """The message as the view shows it, and its story. Raises Trouble when nobody inserted it."""
+async def story_of(config: Path | None, message: str) -> tuple[dict[str, object], list[dict[str, object]]]:
+    """
+    The message as the view shows it, and its story. *message*: its id, or its provider's reference (a Twilio sid, say).
+
+    Raises Trouble when nobody inserted it.
+    """
     async with connected(config) as connection:
-        return await read_story(connection, message)
+        found = await connection.fetchval(queries.BY_REFERENCE, message)
+        try:
+            id = found or UUID(message)
+        except ValueError:
+            raise Trouble(f"no message has the id or the provider's reference {message}", NOWHERE) from None
+        return await read_story(connection, id)
 
 
 async def read_story(
@@ -84,7 +102,7 @@ async def read_story(
     """As :func:`story_of`, over a connection that stands."""
     row = await connection.fetchrow(queries.MESSAGE, message)
     if row is None:
-        raise Trouble(f"no message has the id {message}", "was its transaction committed, and is this its database?")
+        raise Trouble(f"no message has the id {message}", NOWHERE)
     return dict(row), [dict(line) for line in await connection.fetch(queries.WHY, message)]
 
 

@@ -128,7 +128,7 @@ class TestTrouble:
             ["send", "--too", PERSON],
             ["send", "--to", PERSON, "--body", "x", "--validity", "soon"],
             ["send", "--to", PERSON, "--body", "x", "--send-at", "tomorrow"],
-            ["status", "not-an-id"],
+            ["cancel", "not-an-id"],
             ["pause", "marketing"],
             ["resume"],
             ["resume", "all", "--sole-sender"],
@@ -189,6 +189,9 @@ class TestTrouble:
             result = outrider(command, str(uuid4()))
             assert result.exit_code == 1
             assert "no message has the id" in result.stderr
+            result = outrider(command, "SM404")
+            assert result.exit_code == 1
+            assert "no message has the id or the provider's reference SM404" in result.stderr
 
 
 class TestSchemaAndCheck:
@@ -341,6 +344,19 @@ class TestLooking:
         assert [line["what"] for line in told["story"]] == ["inserted", "exchange 1", "now queued"]
         assert PERSON not in shown
         assert shown.index("inserted") < shown.index("throttled") < shown.index("now queued")
+
+    def test_a_message_is_found_by_what_its_provider_calls_it(self, outrider: Outrider, database: str) -> None:
+        other, message = sent(outrider), sent(outrider)
+        for reference, id in (("SM1", other), ("SM2", message)):
+            ask(
+                database,
+                "INSERT INTO outrider.outcome (id, status, rank, reference) VALUES ($1, 'accepted', 10, $2)",
+                id,
+                reference,
+            )
+
+        assert json.loads(outrider("why", "SM2", "--json").stdout)["message"]["id"] == message
+        assert json.loads(outrider("status", "SM1", "--json").stdout)["id"] == other
 
 
 class TestOperating:
