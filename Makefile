@@ -21,9 +21,9 @@ venv: $(VENV)/dev.stamp ## .venv, with all tools, from the pinned and hashed req
 demo: $(VENV)/run.stamp ## a busy minute, with a private Postgres and a simulated provider
 	@$(BIN)/outrider demo $(ARGS)
 
-# Two halves that take equally long: the whole road and all SQL, which wait for others, beside all that computes. 5: pytest
-# has found nothing in its half.
-ROAD := tests/road tests/trouble tests/sql
+# Two halves that take about equally long: the whole road, which waits for others, beside all that computes. 5: pytest has
+# found nothing in its half.
+ROAD := tests/road tests/trouble tests/sql/test_conservation.py
 test: $(VENV)/dev.stamp ## every test but the long ones, in two halves at a time; the core must be covered to 95 %
 	@told=$$(mktemp); trap 'kill $$road 2>/dev/null; rm -f $$told' EXIT; \
 	$(BIN)/python -m pytest -m "not long" $(ROAD) $(ARGS) >$$told 2>&1 & road=$$!; \
