@@ -35,7 +35,7 @@ from daemon.pulse import Pulse
 from daemon.settings import SettingsError, Simulator, describe_difference, load
 from daemon.supervisor import Service, notify, supervise
 from daemon.transport import Link, Transport
-from daemon.web import Guard, Listener, operator_app, public_app
+from daemon.web import Guard, Listener, operator_app, public_listener
 from daemon.wire import Wire
 
 if TYPE_CHECKING:
@@ -269,7 +269,7 @@ class App:
         callbacks = Callbacks(
             self._dialects, key=engine.desk.key, book=engine.book, metrics=self._observer, opt_out=engine.opt_out
         )
-        return Listener("public", public_app(callbacks), host=self._settings.web.public.host, port=self._public_port)
+        return public_listener(callbacks, host=self._settings.web.public.host, port=self._public_port)
 
     async def _close(self) -> None:
         try:

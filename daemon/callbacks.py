@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import re
 from dataclasses import replace
-from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol, TypeAlias
 
 from aiohttp import web
 
@@ -20,7 +20,7 @@ from daemon.provider import Callback, Forged, Inbound
 from daemon.receipts import News, Overrun
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Mapping, Sequence
+    from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 
     from daemon.core.receipt import Receipt
 
@@ -35,6 +35,7 @@ Kind: TypeAlias = Literal["receipt", "inbound"]
 # not believed (forged); not taken in: too_big, too_slow, broken_off, and refused because we could not write it down.
 Result: TypeAlias = Literal["kept", "empty", "stray", "forged", "too_big", "too_slow", "broken_off", "refused"]
 
+_TARGET = re.compile(r"/callbacks/(?P<provider>[^/?#%]+)/(?P<token>[^/?#%]+)(?:\?.*)?")
 _UNSTORABLE = re.compile("[\x00\ud800-\udfff]")  # what Postgres refuses in a text; one such would spoil a whole commit
 
 
@@ -79,6 +80,17 @@ class Tally(Protocol):
         ...
 
 
+class Reply(NamedTuple):
+    """An answer without a body."""
+
+    status: int
+    headers: tuple[tuple[str, str], ...] = ()
+
+
+# How a whole callback is answered; None: this is no place for it.
+Door: TypeAlias = "Callable[[Callback], Coroutine[None, None, Reply] | None]"
+
+
 class Callbacks:
     """Answers providers. *opt_out* makes a STOP effective everywhere before it returns; it may raise DatabaseDown."""
 
@@ -102,11 +114,21 @@ class Callbacks:
     async def receipt(self, request: web.Request) -> web.Response:
         """``/callbacks/{provider}/{token}``: 204 once committed."""
         dialect = self._dialect(request)
-        receipts = dialect.receipts(await self._read(request, dialect.name, "receipt"))
+        callback = await self._read(request, dialect.name, "receipt")
+        return _response(await self._told(dialect, request.match_info["token"], callback))
+
+    def at_the_door(self, callback: Callback) -> Coroutine[None, None, Reply] | None:
+        """The same for a *callback* that is whole; None when its target is none of a receipt."""
+        found = _TARGET.fullmatch(callback.target)
+        dialect = self._dialects.get(found["provider"]) if found else None
+        return self._told(dialect, found["token"], callback) if found and dialect else None
+
+    async def _told(self, dialect: Reader, token: str, callback: Callback) -> Reply:
+        receipts = dialect.receipts(callback)
         if isinstance(receipts, Forged):
             return self._forged(dialect.name, "receipt", receipts)
         # A good signature with a foreign token is still the provider's word: parked until its message is known.
-        owner = unseal(self._key, request.match_info["token"])
+        owner = unseal(self._key, token)
         message, attempt = owner or (None, None)
         news = [News(message, attempt, dialect.name, _storable(receipt)) for receipt in receipts]
         try:
@@ -114,19 +136,19 @@ class Callbacks:
         except (DatabaseDown, Overrun):
             return self._come_again(dialect.name, "receipt")
         self._metrics.callback(dialect.name, "receipt", ("kept" if owner else "stray") if news else "empty")
-        return web.Response(status=204)
+        return Reply(204)
 
     async def inbound(self, request: web.Request) -> web.Response:
         """``/inbound/{provider}``: the provider's empty reply, once kept and once a STOP is in force."""
         dialect = self._dialect(request)
         message = dialect.inbound(await self._read(request, dialect.name, "inbound"))
         if isinstance(message, Forged):
-            return self._forged(dialect.name, "inbound", message)
+            return _response(self._forged(dialect.name, "inbound", message))
         if message is not None:
             try:
                 await self._keep(dialect.name, _storable_message(message))
             except (DatabaseDown, Overrun):
-                return self._come_again(dialect.name, "inbound")
+                return _response(self._come_again(dialect.name, "inbound"))
         self._metrics.callback(dialect.name, "inbound", "empty" if message is None else "kept")
         content_type, body = dialect.reply()
         return web.Response(body=body, headers={"Content-Type": content_type})
@@ -163,13 +185,17 @@ class Callbacks:
         answer.force_close()  # what is still on its way we do not want to hear
         return answer
 
-    def _forged(self, provider: str, kind: Kind, forged: Forged) -> web.Response:
+    def _forged(self, provider: str, kind: Kind, forged: Forged) -> Reply:
         self._metrics.callback(provider, kind, "forged")
-        return web.Response(status=forged.status)
+        return Reply(forged.status)
 
-    def _come_again(self, provider: str, kind: Kind) -> web.Response:
+    def _come_again(self, provider: str, kind: Kind) -> Reply:
         self._metrics.callback(provider, kind, "refused")
-        return web.Response(status=503, headers={"Retry-After": str(RETRY_AFTER_S)})
+        return Reply(503, (("Retry-After", str(RETRY_AFTER_S)),))
+
+
+def _response(reply: Reply) -> web.Response:
+    return web.Response(status=reply.status, headers=dict(reply.headers))
 
 
 def _lower(headers: Mapping[str, str]) -> dict[str, str]:

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from typing import TYPE_CHECKING, cast
 
 from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 
+from daemon.web.porter import Porter
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from aiohttp.typedefs import Handler
+
+    from daemon.callbacks import Door
 
 CONNECTIONS_MAX = 1_000  # open at once, so that senders keep their file descriptors
 BACKLOG = 1_024  # not yet accepted; Linux caps it at net.core.somaxconn, 4,096
@@ -34,21 +39,31 @@ _log.addFilter(_of_interest)
 
 class Listener:
     """
-    Serves *app* on *host* and *port* (0: any) until told to stop; then lets the answers under way be finished.
+    Serves *app* on *host* and *port* (0: any) until told to stop; then lets the answers under way be finished. What is
+    plain is answered by *door*, if there is one (:mod:`daemon.web.porter`).
 
     Whoever comes when it is full takes the place of the caller who has kept us waiting longest: so a thousand who say
     nothing keep nobody out. Counting sockets per address is left to the proxy in front: behind one, all are its own.
     """
 
     def __init__(
-        self, name: str, app: web.Application, *, host: str, port: int, connections_max: int = CONNECTIONS_MAX
+        self,
+        name: str,
+        app: web.Application,
+        *,
+        host: str,
+        port: int,
+        door: Door | None = None,
+        connections_max: int = CONNECTIONS_MAX,
     ) -> None:
         self.name = name
         self.host = host
         self.port = port  # the true one, once listening
         self.listening = asyncio.Event()
         self._app = app
+        self._door = door
         self._connections_max = connections_max
+        self._callers: dict[Porter, None] = {}  # in the order in which they came
         self._asked: dict[asyncio.Protocol, web.Request] = {}  # by connection: what is being answered there
         app.middlewares.insert(0, self._note)
 
@@ -69,7 +84,7 @@ class Listener:
             server = await loop.create_server(self._admit(runner), self.host, self.port, backlog=BACKLOG)
             self.port = server.sockets[0].getsockname()[1]
             self.listening.set()
-            sweeping = asyncio.create_task(_sweep(runner), name=f"{self.name} sweep")
+            sweeping = asyncio.create_task(self._sweep(), name=f"{self.name} sweep")
             try:
                 await stop.wait()
             finally:
@@ -77,26 +92,51 @@ class Listener:
                 self.listening.clear()
                 server.close()
         finally:
-            await runner.cleanup()
+            await asyncio.gather(self._finish(), runner.cleanup())
 
     def _admit(self, runner: web.AppRunner) -> Callable[[], asyncio.Protocol]:
         def admit() -> asyncio.Protocol:
             server = runner.server
-            if server is None or (len(server.connections) >= self._connections_max and not self._make_room(server)):
+            if server is None or (len(self._callers) >= self._connections_max and not self._make_room()):
                 return _Full()
-            return server()
+            return Porter(self._callers, self._door, server)
 
         return admit
 
-    def _make_room(self, server: web.Server) -> bool:
+    def _make_room(self) -> bool:
         """Hang up on the oldest connection from which something is still to come; whether there is one."""
-        for handler in server.connections:
-            asked, transport = self._asked.get(handler), handler.transport
-            waits = asked is None or not asked.content.is_eof()
-            if waits and transport is not None and not transport.is_closing():
-                transport.abort()
+        for caller in self._callers:
+            asked = self._asked.get(caller.handler) if caller.handler is not None else None
+            waits = caller.answering is None and (asked is None or not asked.content.is_eof())
+            if waits and not caller.transport.is_closing():
+                caller.transport.abort()
                 return True
         return False
+
+    async def _finish(self) -> None:
+        """Let the answers be finished that are under way at the door."""
+        answers = [caller.answering for caller in self._callers if caller.answering is not None]
+        if answers:
+            await asyncio.wait(answers, timeout=FINISH_S)
+        for caller in self._callers:
+            if caller.handler is None:
+                caller.transport.close()
+
+    async def _sweep(self) -> None:
+        """Hang up on whoever says nothing, or has left something unread at every look for too long."""
+        unread: dict[Porter, int] = {}  # and at how many looks in a row
+        while True:
+            await asyncio.sleep(SWEEP_S)
+            now = time.monotonic()
+            unread = {
+                caller: unread.get(caller, 0) + 1
+                for caller in self._callers
+                if caller.transport.get_write_buffer_size()
+            }
+            for caller in self._callers:
+                caller.look(now, IDLE_S)
+                if unread.get(caller, 0) * SWEEP_S >= UNREAD_S:
+                    caller.transport.abort()
 
     @web.middleware
     async def _note(self, request: web.Request, handler: Handler) -> web.StreamResponse:
@@ -105,22 +145,6 @@ class Listener:
             return await handler(request)
         finally:
             del self._asked[request.protocol]
-
-
-async def _sweep(runner: web.AppRunner) -> None:
-    """Hang up on whoever has left something unread at every look for too long."""
-    unread: dict[asyncio.BaseTransport, int] = {}  # and at how many looks in a row
-    while True:
-        await asyncio.sleep(SWEEP_S)
-        transports = [handler.transport for handler in runner.server.connections] if runner.server else []
-        unread = {
-            transport: unread.get(transport, 0) + 1
-            for transport in transports
-            if transport is not None and transport.get_write_buffer_size()
-        }
-        for transport, looks in unread.items():
-            if looks * SWEEP_S >= UNREAD_S:
-                cast("asyncio.Transport", transport).abort()
 
 
 class _Full(asyncio.Protocol):

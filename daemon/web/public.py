@@ -7,9 +7,17 @@ from typing import TYPE_CHECKING
 from aiohttp import web
 
 from daemon.callbacks import BODY_MAX
+from daemon.web.listener import CONNECTIONS_MAX, Listener
+from daemon.web.porter import HEADERS
 
 if TYPE_CHECKING:
     from daemon.callbacks import Callbacks
+
+
+def public_listener(callbacks: Callbacks, *, host: str, port: int, connections_max: int = CONNECTIONS_MAX) -> Listener:
+    """Where the world reaches *callbacks*; plain receipts are answered at the door."""
+    app, door = public_app(callbacks), callbacks.at_the_door
+    return Listener("public", app, host=host, port=port, door=door, connections_max=connections_max)
 
 
 def public_app(callbacks: Callbacks) -> web.Application:
@@ -28,6 +36,4 @@ async def _ping(_request: web.Request) -> web.Response:
 
 
 async def _plain(_request: web.Request, response: web.StreamResponse) -> None:
-    response.headers["Server"] = "outrider"
-    response.headers["X-Content-Type-Options"] = "nosniff"
-    response.headers["Cache-Control"] = "no-store"
+    response.headers.update(HEADERS)

@@ -7,7 +7,7 @@ import hmac
 import json
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 from uuid import UUID
 
 import aiohttp
@@ -25,10 +25,11 @@ from daemon.observer import Observer
 from daemon.provider import Forged, Inbound
 from daemon.receipts import News, Overrun, ReceiptBook
 from daemon.settings import Settings
-from daemon.web import Listener, public_app
+from daemon.web import Listener, public_listener
+from daemon.web.public import public_app
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Mapping, Sequence
+    from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 
     from daemon.callbacks import Book
     from daemon.provider import Callback
@@ -38,6 +39,20 @@ SECRET = b"the provider's secret"
 ID = UUID("0190f5a0-0000-7000-8000-000000000001")
 WORD = b'{"reference": "SM1", "status": "delivered"}'
 STOP = b'{"reference": "SM2", "from": "+15550123", "to": "+15550100", "body": "STOP", "opt_out": "STOP"}'
+
+
+listening: Callable[..., Listener] = public_listener
+
+
+@pytest.fixture(autouse=True, params=["at the door", "by aiohttp"])
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every test goes both ways: receipts are answered by the porter, and by aiohttp as whatever is not plain."""
+    if request.param == "by aiohttp":
+        monkeypatch.setitem(globals(), "listening", by_aiohttp)
+
+
+def by_aiohttp(callbacks: Callbacks, **where: Any) -> Listener:
+    return Listener("public", public_app(callbacks), **where)
 
 
 class Plain:
@@ -147,7 +162,7 @@ async def office(book: Book, *, body_timeout_s: float = 5.0, connections_max: in
     callbacks = Callbacks(
         {"plain": Plain()}, key=KEY, book=book, metrics=Tally(), opt_out=opt_out, body_timeout_s=body_timeout_s
     )
-    listener = Listener("public", public_app(callbacks), host="127.0.0.1", port=0, connections_max=connections_max)
+    listener = listening(callbacks, host="127.0.0.1", port=0, connections_max=connections_max)
     stop = asyncio.Event()
     async with asyncio.TaskGroup() as group:
         group.create_task(listener.run(stop))
@@ -371,7 +386,7 @@ async def test_an_answer_under_way_is_finished_when_the_daemon_stops() -> None:
 
     book = Slow()
     callbacks = Callbacks({"plain": Plain()}, key=KEY, book=book, metrics=_Silent(), opt_out=_nobody)
-    listener, stop = Listener("public", public_app(callbacks), host="127.0.0.1", port=0), asyncio.Event()
+    listener, stop = listening(callbacks, host="127.0.0.1", port=0), asyncio.Event()
     async with asyncio.TaskGroup() as group, aiohttp.ClientSession() as session:
         serving = group.create_task(listener.run(stop))
         await listener.listening.wait()

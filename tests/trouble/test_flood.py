@@ -32,7 +32,7 @@ from daemon.receipts import ReceiptBook
 from daemon.settings import Settings
 from daemon.simulator import AUTH_TOKEN, Faults
 from daemon.simulator.twilio import sign
-from daemon.web import Listener, public_app
+from daemon.web import public_listener
 from tests.road.stage import Cast, Stage
 from tests.shell.parts import dialect
 
@@ -68,7 +68,7 @@ async def public(database: str) -> AsyncIterator[int]:
     callbacks = Callbacks(
         {"sim": dialect()}, key=KEY, book=ReceiptBook(line, observer), metrics=observer, opt_out=opt_out
     )
-    listener, stop = Listener("public", public_app(callbacks), host="127.0.0.1", port=0), asyncio.Event()
+    listener, stop = public_listener(callbacks, host="127.0.0.1", port=0), asyncio.Event()
     async with asyncio.TaskGroup() as group:
         group.create_task(listener.run(stop))
         await listener.listening.wait()

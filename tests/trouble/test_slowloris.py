@@ -19,7 +19,7 @@ import aiohttp
 import pytest
 
 from daemon.callbacks import Callbacks
-from daemon.web import Listener, public_app
+from daemon.web import Listener, public_listener
 from tests.shell.parts import dialect
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ class Nobody:
 async def public() -> AsyncIterator[Listener]:
     nobody = Nobody()
     callbacks = Callbacks({"sim": dialect()}, key=b"key", book=nobody, metrics=nobody, opt_out=nobody.opt_out)
-    listener, stop = Listener("public", public_app(callbacks), host="127.0.0.1", port=0), asyncio.Event()
+    listener, stop = public_listener(callbacks, host="127.0.0.1", port=0), asyncio.Event()
     async with asyncio.TaskGroup() as group:
         group.create_task(listener.run(stop))
         await listener.listening.wait()
