@@ -2,10 +2,11 @@
 The bench: Outrider beside what it is built on, on this machine, in one run.
 
 Each round runs everybody once, one after the other, against the same sink (a provider that says yes to everything): a
-bare protocol, which shows how fast the sink can be asked at all; aiohttp's client alone; Outrider as shipped; and what
-a user would otherwise pick, where it is installed. Outrider is then told two receipts for each message. At
-the end come whole lives, sent while their receipts come, and login codes at a steady rate, alone, among 1,000 messages
-a second, and among half as many as Outrider can send, to see how long they take from commit to provider.
+bare protocol, which shows how fast the sink can be asked at all; aiohttp's client alone; Outrider as shipped, and on
+that client; and what a user would otherwise pick, where it is installed. Outrider is then told two receipts for each
+message. At the end come whole lives, sent while their receipts come, and login codes at a steady rate, alone, among
+1,000 messages a second, among half as many as Outrider can send, and while receipts come in a burst, to see how long
+they take from commit to provider.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from bench.messages import MESSAGES_MAX
 from bench.peers import PEERS
 from bench.report import Report, Round
 from bench.scale import Growth, scale
+from bench.shape import Shape
 from daemon.embedded import EmbeddedError
 
 if TYPE_CHECKING:
@@ -60,11 +62,11 @@ async def bench(arguments: argparse.Namespace) -> Report:
         async with outrider.Outrider.installed(server, "lives") as ours:
             life = await ours.life(sink, count, in_flight)
             _tell("whole lives", life.rate)
-            delays, pressed = await _delays(ours, sink, arguments.codes, peak)
+            delays, pressed, burst = await _delays(ours, sink, arguments.codes, peak)
             postgres = str(await ours.connection.fetchval("SHOW server_version"))
     return Report(
         messages=count, in_flight=in_flight, rounds=rounds, life=life, latency_ms=load.percentiles(delays),
-        pressed=pressed, postgres=postgres,
+        pressed=pressed, burst=burst, postgres=postgres,
     )  # fmt: skip
 
 
@@ -75,6 +77,9 @@ async def _round(arguments: argparse.Namespace, sink: Sink, server: Server, numb
     _tell("a bare protocol", lean.rate)
     raw = await load.client("raw", sink, count, in_flight)
     _tell("aiohttp's client", raw.rate)
+    async with outrider.Outrider.installed(server, f"plain_{number}", Shape(client="aiohttp")) as ours:
+        plain = await ours.drain(sink, count, in_flight)
+        _tell("Outrider on that client", plain.rate)
     async with outrider.Outrider.installed(server, f"bench_{number}") as ours:
         drain = await ours.drain(sink, count, in_flight)
         _tell("Outrider", drain.rate)
@@ -86,27 +91,30 @@ async def _round(arguments: argparse.Namespace, sink: Sink, server: Server, numb
     peers = {}
     for peer in PEERS:
         if peer.installed:
-            run = await peer.drain(server, sink, count, in_flight, database=f"peer_{number}_{peer.key}")
+            run = await peer.drain(server, sink, count, in_flight, name=f"peer_{number}_{peer.key}")
             peers[peer.key] = run
             _tell(peer.name, run.rate)
         elif number == 1:
             errors.print(f"  {peer.name:24} not installed; `make bench` installs it")
     # Before and after us: a machine that is shared grows quicker and slower within a round.
-    return Round(lean=lean, raw=load.mean(raw, again), outrider=drain, told=told, peers=peers)
+    return Round(lean=lean, raw=load.mean(raw, again), outrider=drain, plain=plain, told=told, peers=peers)
 
 
 async def _delays(
     ours: outrider.Outrider, sink: Sink, seconds: float, peak: float
-) -> tuple[list[float], list[outrider.Pressed]]:
-    """Of login codes, one by one; then of codes and others at two rates. *peak* is what Outrider reached."""
+) -> tuple[list[float], list[outrider.Pressed], outrider.Burst | None]:
+    """
+    Of login codes, one by one; then of codes and others at two rates, and at the second while receipts come in a burst.
+    *peak* is what Outrider reached.
+    """
     if not seconds:
-        return [], []
+        return [], [], None
     alone = await ours.latency(sink, seconds=seconds, per_second=CODES_PER_SECOND)
     pressed = [
         await ours.pressed(sink, seconds=min(seconds, MESSAGES_MAX / rate), per_second=rate)
         for rate in (PRESSED_PER_SECOND, peak / 2)
     ]
-    return alone, pressed
+    return alone, pressed, await ours.burst(sink, per_second=peak / 2)
 
 
 def _tell(who: str, rate: float) -> None:

@@ -9,6 +9,8 @@ from __future__ import annotations
 import asyncio
 import os
 import resource
+import ssl
+import subprocess
 import sys
 import time
 from contextlib import asynccontextmanager, contextmanager
@@ -18,6 +20,8 @@ from typing import TYPE_CHECKING, Any
 
 import aiohttp
 import orjson
+
+from daemon.database import connect
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator, Sequence
@@ -60,10 +64,10 @@ class Sink:
         said = await self._ask("/")
         return float((said["accepted"] - 1) / (said["last"] - said["first"])) if said["accepted"] > 1 else 0.0
 
-    async def arrivals(self) -> list[tuple[float, str]]:
-        """Each acceptance: when, on the monotonic clock, and to whom."""
-        async with self._web.get(f"{self.url}/to") as reply:
-            return [(at, to) for at, to in orjson.loads(await reply.read())]
+    async def arrivals(self, field: str = "To") -> list[tuple[float, str]]:
+        """Each acceptance: when, on the monotonic clock, and what its *field* says."""
+        async with self._web.get(f"{self.url}/arrivals/{field}") as reply:
+            return [(at, said) for at, said in orjson.loads(await reply.read())]
 
     async def callbacks(self) -> list[str]:
         """Where receipts are wanted, for each acceptance."""
@@ -83,21 +87,49 @@ class Sink:
 
 
 @asynccontextmanager
-async def sink(*delay_ms: float) -> AsyncIterator[Sink]:
-    """A sink in a process of its own. *delay_ms*: from and to how long it takes for an answer."""
+async def sink(*delay_ms: float, identity: Path | None = None) -> AsyncIterator[Sink]:
+    """
+    A sink in a process of its own. *delay_ms*: from and to how long it takes for an answer. *identity*: it speaks TLS,
+    and this is who it is (:func:`made_identity`).
+    """
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "bench.sink", *map(str, delay_ms),
+        sys.executable, "-m", "bench.sink", *map(str, delay_ms), *([str(identity)] if identity else []),
         cwd=ROOT, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
     )  # fmt: skip
+    trust = aiohttp.TCPConnector(ssl=ssl.create_default_context(cafile=identity)) if identity else None
     assert process.stdin is not None
     assert process.stdout is not None
     try:
         url = (await process.stdout.readline()).decode().strip()
-        async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=PATIENCE_S)) as web:
+        async with aiohttp.ClientSession(connector=trust, timeout=aiohttp.ClientTimeout(total=PATIENCE_S)) as web:
             yield Sink(url, web)
     finally:
         process.stdin.close()
         await process.wait()
+
+
+def made_identity(folder: Path) -> Path:
+    """A certificate for 127.0.0.1 that nobody has signed, and its key, in one file of *folder*."""
+    request = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 -subj /CN=127.0.0.1"
+    made = folder / "identity.pem"
+    subprocess.run(
+        [*request.split(), "-addext", "subjectAltName=IP:127.0.0.1", "-keyout", made, "-out", made],
+        check=True,
+        capture_output=True,
+    )
+    return made
+
+
+@asynccontextmanager
+async def database(server: Server, name: str) -> AsyncIterator[str]:
+    """A database *name* for the block: its DSN."""
+    admin = await connect(server.dsn("postgres"))
+    try:
+        await admin.execute(f"CREATE DATABASE {name}")
+        yield server.dsn(name)
+    finally:
+        await admin.execute(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
+        await admin.close()
 
 
 async def client(module: str, sink: Sink, *arguments: object) -> Run:

@@ -5,13 +5,15 @@ A bare protocol like :mod:`bench.lean`, so that what it costs is small beside wh
 wanted, as a JSON list on stdin, it has all of them ready before the first leaves; given nothing it follows the sink
 while that accepts, so that messages live their whole lives, from the claim to the last receipt committed.
 
-Run as ``python -m bench.receipts SINK MESSAGES CONNECTIONS``; prints one JSON object, times on the monotonic clock.
+Run as ``python -m bench.receipts SINK MESSAGES CONNECTIONS [PER_SECOND]``; prints one JSON object, times on the
+monotonic clock.
 """
 
 from __future__ import annotations
 
 import asyncio
 import gc
+import math
 import sys
 import time
 from collections import deque
@@ -122,8 +124,8 @@ def request(callback: str, number: int, status: str) -> bytes:
     return "\r\n".join(head).encode()
 
 
-async def run(sink: str, messages: int, connections: int, wanted: list[str]) -> None:
-    """Tell two receipts for each of *messages*."""
+async def run(sink: str, messages: int, connections: int, per_second: float, wanted: list[str]) -> None:
+    """Tell two receipts for each of *messages*, no more than *per_second*."""
     tale, seen, first = Tale(len(STATUSES) * messages), 0, 0.0
     async with aiohttp.ClientSession() as web:
         while seen < messages:
@@ -136,7 +138,9 @@ async def run(sink: str, messages: int, connections: int, wanted: list[str]) -> 
             if callbacks and not seen:
                 tale.resting += await _tellers(tale, callbacks[0], connections)
                 first = time.monotonic()
-            for one in said:
+            for number, one in enumerate(said):
+                if (ahead_s := first + number / per_second - time.monotonic()) > 0:
+                    await asyncio.sleep(ahead_s)
                 tale.put(one)
             seen += len(callbacks)
             await asyncio.sleep(LOOK_S)
@@ -163,4 +167,6 @@ async def _tellers(tale: Tale, callback: str, connections: int) -> list[Teller]:
 
 
 if __name__ == "__main__":
-    uvloop.run(run(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), orjson.loads(sys.stdin.buffer.read() or b"[]")))
+    per_second = float(sys.argv[4]) if len(sys.argv) > 4 else math.inf
+    given = orjson.loads(sys.stdin.buffer.read() or b"[]")
+    uvloop.run(run(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), per_second, given))

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from bench.load import Run
-    from bench.outrider import Drain, Life, Pressed, Told
+    from bench.outrider import Burst, Drain, Life, Pressed, Told
 
 # Below this the sink, not its client, may be what is measured.
 HEADROOM = 3.0
@@ -36,6 +36,7 @@ class Round:
     lean: Run
     raw: Run
     outrider: Drain
+    plain: Drain  # the same on aiohttp's client
     told: Told
     peers: Mapping[str, Run] = field(default_factory=dict)  # by key: those that are installed
 
@@ -45,6 +46,7 @@ class Round:
         return {
             **{peer.key: ours / peers[peer.key].rate if peer.key in peers else None for peer in PEERS},
             "raw_aiohttp": self.outrider.rate / self.raw.rate,
+            "plain_aiohttp": self.plain.rate / self.raw.rate,
             "raw_protocol": self.outrider.rate / self.lean.rate,
             "sink_headroom": self.lean.rate / max(self.raw.rate, self.outrider.rate),
         }
@@ -53,9 +55,9 @@ class Round:
     def ok(self) -> bool:
         """Whether everything arrived once, and is written down."""
         arrived = all(run.messages == run.distinct == run.asked for run in (self.lean, self.raw, *self.peers.values()))
-        ours = self.outrider
-        arrived &= ours.messages == ours.distinct == ours.settled == self.lean.asked
-        return arrived and self.told.delivered == ours.messages
+        for ours in (self.outrider, self.plain):
+            arrived &= ours.messages == ours.distinct == ours.settled == self.lean.asked
+        return arrived and self.told.delivered == self.outrider.messages
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,6 +73,7 @@ class Report:
     life: Life
     latency_ms: dict[str, float]
     pressed: Sequence[Pressed]
+    burst: Burst | None
     postgres: str
 
     @property
@@ -96,6 +99,7 @@ class Report:
             "latency_ms": self.latency_ms,
             "life": asdict(self.life),
             "pressed": [asdict(one) for one in self.pressed],
+            "burst": self.burst and asdict(self.burst),
             "messages": self.messages,
             "in_flight": self.in_flight,
             "rounds": [asdict(one) for one in self.rounds],
@@ -123,6 +127,7 @@ class Report:
             table.add_column(name, justify="right")
         names = {
             "raw_aiohttp": "aiohttp's client alone",
+            "plain_aiohttp": "  when it sends with that client",
             **{peer.key: peer.name for peer in PEERS},
             "raw_protocol": "a bare protocol (the ceiling)",
             "sink_headroom": "(the sink's ceiling over the quicker of both)",
@@ -149,13 +154,15 @@ class Report:
         for peer in PEERS:
             self._add(table, peer.name, [one.peers[peer.key] for one in rounds if peer.key in one.peers])
         drains = [one.outrider for one in rounds]
+        self._add(table, "Outrider on aiohttp's client", [one.plain for one in rounds])
         self._add(table, "Outrider, its daemon", drains)
         wal = f"{median(one.wal_insert for one in drains):,.0f} inserted, {median(one.wal for one in drains):,.0f} then"
         table.add_row("  its Postgres", "", f"{median(one.cpu_postgres for one in drains):.3f}", wal)
         table.add_row("  its memory, MB", "", f"{max(one.memory_mb for one in drains):.0f}", "")
         told = [one.told for one in rounds]
         self._add(table, "  receipts, its daemon", told)
-        table.add_row("  receipts, its Postgres", "", f"{median(one.cpu_postgres for one in told):.3f}", "")
+        wal = f"{median(one.wal for one in told):,.0f} a receipt"
+        table.add_row("  receipts, its Postgres", "", f"{median(one.cpu_postgres for one in told):.3f}", wal)
         table.add_row("  whole lives", f"{self.life.rate:,.0f}", "", "")
         return table
 
@@ -165,10 +172,14 @@ class Report:
             table.add_column(name, justify="left" if not name else "right")
         if self.latency_ms:
             table.add_row("login codes alone", "", *map(str, self.latency_ms.values()))
-        for one in self.pressed:
+        burst = self.burst
+        for one in (*self.pressed, *([burst.pressed] if burst else [])):
             rate = f"{one.per_second:,.0f}"
             table.add_row("login codes, one in ten", rate, *map(str, one.codes_ms.values()))
             table.add_row("  and all others", "", *map(str, one.bulk_ms.values()))
+        if burst:
+            kept = f"  a burst of receipts meanwhile; {burst.kept:.0%} left as before"
+            table.add_row(kept, f"{burst.per_second:,.0f}", *map(str, burst.latency_ms.values()))
         return table
 
     @staticmethod

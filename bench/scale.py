@@ -1,85 +1,57 @@
 """
-The bench of growth: what a message costs as what waits, who sends and what is in flight grow.
+The bench of growth: what a message costs as what waits, who sends and what is in flight grow, and how far that goes.
 
-Three rows of figures, each with one thing that grows:
-
-- claims: milliseconds of the statement that takes 64 messages, with nothing, a tenth and all of ``--waiting`` in the
-  queue, and past 200,000 dead rows that an open transaction keeps. Rolled back each time, so without its fsync.
+- claims: milliseconds of the statement that takes messages, by how many wait (:mod:`bench.claims`).
 - senders: a drain by 10, 1,000 and 10,000 senders that could send four times as fast together.
 - in flight: a drain to a provider that answers after just so long that so many must be on their way for 8,000 a second;
-  aiohttp's client with as many beside it. And one to a provider that takes 50 to 200 ms, as real ones do.
+  aiohttp's client with as many beside it.
+- daemons: one, and two that share the services of one database, with all messages committed at once.
+- hardship: a provider that takes 50 to 200 ms, as real ones do; TLS on every connection.
+- beat: 10,000 senders with a rate of one a second, and how exactly they keep it by the provider's clock.
 """
 
 from __future__ import annotations
 
-import time
-from contextlib import asynccontextmanager
-from dataclasses import asdict, dataclass
+import tempfile
+from collections import defaultdict
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from statistics import median
 from typing import TYPE_CHECKING
-from uuid import UUID
 
 from rich.console import Console
 from rich.table import Table
 
 from bench import load, outrider
+from bench.claims import ROOM, claims
 from bench.curves import Curve, Panel, drawn
-from daemon import migrate
-from daemon.database import HOT_SETTINGS, SETTINGS, connect, statement
-from daemon.outbox import LONG_AGO
+from bench.peers import PEERS
+from bench.shape import Shape
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import AsyncIterator, Sequence
-    from datetime import datetime
+    from collections.abc import Mapping, Sequence
 
-    from asyncpg import Connection, Record
-
+    from bench.claims import Claims
+    from bench.load import Sink
     from daemon.embedded import Server
 
-CLAIMS, ROOM = 300, 64  # claims timed, of so many messages each
-DEAD = 200_000
-SENDERS = (10, 1_000, 10_000)
+SENDERS, TOGETHER = (10, 1_000, 10_000), 40_000  # how many, and what they may send a second
 FLIGHTS = (100, 1_000, 8_000)  # 10,000 connections are the most, and bulk has four fifths of them
 PACE = 8_000  # messages a second that a provider's delay allows
+FEW = 256  # in flight where nothing takes long
 SLOW, SLOW_MS = 2_000, (50, 200)  # in flight, and how long an answer takes
-OWNER = UUID(int=7)
+DAEMONS = (1, 2)
+BEATS = 10  # messages of each sender that may send one a second
+
+COSTS = ("CPU s per 1,000", "Postgres", "loop lag p99 ms")
 
 errors = Console(stderr=True, highlight=False)
-
-# Straight into the tables: with its intake a row takes ten times as long.
-FILL = """
-SET session_replication_role = replica;
-WITH asked AS (
-    INSERT INTO outrider.outbox (recipient, body, service, intent)
-    SELECT '+12025550100', 'Hello', '{lane}', 'marketing' FROM generate_series(1, {many}) RETURNING id, seq, created_at
-)
-INSERT INTO outrider.queue (id, seq, lane, level, due_at) SELECT id, seq, '{lane}', 3, created_at FROM asked;
-SET session_replication_role = origin;
-"""
-LEASE = "INSERT INTO outrider.lease VALUES ('group', $1, 1, now() + interval '1 day')"
-DIE = f"""
-WITH gone AS (
-    DELETE FROM outrider.queue
-     WHERE id IN (SELECT id FROM outrider.queue WHERE lane = 'news' ORDER BY due_at, seq LIMIT {DEAD})
-    RETURNING due_at
-)
-SELECT max(due_at) FROM gone
-"""  # noqa: S608 (our own constant)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Claims:
-    """Milliseconds of a claim: of what is queued alone in its lane, and of the front of all that waits in another."""
-
-    waiting: int
-    dead: int
-    alone_ms: dict[str, float]
-    front_ms: dict[str, float]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Grown:
-    """One drain. *raw* is the rate of aiohttp's client at the same, where it was asked."""
+    """One drain. *beside*: the rates of others that were given the same, by their keys."""
 
     size: int
     rate: float
@@ -87,34 +59,51 @@ class Grown:
     cpu_postgres: float
     memory_mb: float
     lag_ms: float  # of the event loop, p99
-    raw: float | None = None
+    beside: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Beat:
+    """Senders at one segment a second. Shares of it that they used, by the provider's clock, between first and last."""
+
+    senders: int
+    messages: int
+    most_in_1s: int  # of any sender, in any sliding second
+    used_least: float
+    used: float  # the middle one
+    lag_ms: float
+    cpu: float
+    cpu_postgres: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Growth:
-    """All three, and the slow provider."""
+    """All of it."""
 
     claims: Sequence[Claims]
     senders: Sequence[Grown]
     flights: Sequence[Grown]
+    daemons: Sequence[Grown]
     slow: Grown
+    tls: Grown
+    beat: Beat
 
     def tables(self) -> list[Table]:
         """For people."""
-        claims = Table(title=f"Milliseconds of a claim of {ROOM}", title_justify="left")
-        for name in ("waiting", "dead", "alone p50", "p99", "the front p50", "p99"):
-            claims.add_column(name, justify="right")
-        for one in self.claims:
-            four = [one.alone_ms["p50"], one.alone_ms["p99"], one.front_ms["p50"], one.front_ms["p99"]]
-            claims.add_row(f"{one.waiting:,}", f"{one.dead:,}", *(f"{value:.2f}" for value in four))
         return [
-            claims,
+            self._of_claims(),
             _table("By senders", "senders", self.senders),
             _table("By messages in flight", "in flight", self.flights),
+            _table("By daemons on one database", "daemons", self.daemons),
             _table(f"To a provider that takes {SLOW_MS[0]} to {SLOW_MS[1]} ms", "in flight", [self.slow]),
+            _table("With TLS on every connection (the others have none)", "in flight", [self.tls]),
+            self._of_beat(),
         ]
 
-    ok = True  # what is lost or sent twice ends it (BenchError)
+    @property
+    def ok(self) -> bool:
+        """Whether nobody was too fast; what is lost or sent twice has ended it before (BenchError)."""
+        return self.beat.most_in_1s <= 1
 
     def document(self) -> dict[str, object]:
         """For machines."""
@@ -132,6 +121,24 @@ class Growth:
             Panel("CPU s for 1,000 messages", "in flight", _costs(self.flights)),
         ])  # fmt: skip
 
+    def _of_claims(self) -> Table:
+        table = Table(title=f"Milliseconds of a claim of {ROOM}", title_justify="left")
+        for name in ("waiting", "dead", "alone p50", "p99", "the front p50", "p99"):
+            table.add_column(name, justify="right")
+        for one in self.claims:
+            four = [one.alone_ms["p50"], one.alone_ms["p99"], one.front_ms["p50"], one.front_ms["p99"]]
+            table.add_row(f"{one.waiting:,}", f"{one.dead:,}", *(f"{value:.2f}" for value in four))
+        return table
+
+    def _of_beat(self) -> Table:
+        beat, table = self.beat, Table(title="Senders at one segment a second", title_justify="left")
+        for name in ("senders", "most in 1 s", "used, middle", "least", *COSTS):
+            table.add_column(name, justify="right")
+        used = f"{beat.used:.2%}", f"{beat.used_least:.2%}"
+        costs = f"{beat.cpu:.3f}", f"{beat.cpu_postgres:.3f}", f"{beat.lag_ms:.1f}"
+        table.add_row(f"{beat.senders:,}", str(beat.most_in_1s), *used, *costs)
+        return table
+
 
 def _costs(grown: Sequence[Grown]) -> list[Curve]:
     return [
@@ -141,70 +148,17 @@ def _costs(grown: Sequence[Grown]) -> list[Curve]:
 
 
 def _table(title: str, name: str, grown: Sequence[Grown]) -> Table:
+    names = {"raw": "aiohttp's client", **{peer.key: peer.name for peer in PEERS}}
+    others = list(grown[0].beside)
     table = Table(title=title, title_justify="left")
-    for column in (name, "messages/s", "of aiohttp's", "CPU s per 1,000", "Postgres", "MB", "loop lag p99 ms"):
+    ratios = [f"of {names[key]}" for key in others]
+    for column in (name, "messages/s", *ratios, *COSTS, "MB"):
         table.add_column(column, justify="right")
     for one in grown:
-        share = "" if one.raw is None else f"{one.rate / one.raw:.2f}"
-        costs = f"{one.cpu:.3f}", f"{one.cpu_postgres:.3f}", f"{one.memory_mb:.0f}", f"{one.lag_ms:.1f}"
-        table.add_row(f"{one.size:,}", f"{one.rate:,.0f}", share, *costs)
+        shares = [f"{one.rate / one.beside[key]:.2f}" for key in others]
+        costs = f"{one.cpu:.3f}", f"{one.cpu_postgres:.3f}", f"{one.lag_ms:.1f}"
+        table.add_row(f"{one.size:,}", f"{one.rate:,.0f}", *shares, *costs, f"{one.memory_mb:.0f}")
     return table
-
-
-@asynccontextmanager
-async def _filled(server: Server, name: str, waiting: int) -> AsyncIterator[Connection[Record]]:
-    """A database with *waiting* messages in one lane, and some in another; a connection with the settings of claims."""
-    admin = await connect(server.dsn("postgres"))
-    await admin.execute(f"CREATE DATABASE {name}")
-    connection = await connect(server.dsn(name))
-    await migrate.migrate(connection, report=lambda _: None)
-    for lane, many in (("news", waiting), ("parcels", 10 * ROOM)):
-        if many:
-            await connection.execute(FILL.format(lane=lane, many=many), timeout=load.PATIENCE_S)
-    await connection.execute(LEASE, OWNER)
-    await connection.execute("VACUUM ANALYZE", timeout=load.PATIENCE_S)
-    await connection.close()
-    hot = await connect(server.dsn(name), {**SETTINGS, **HOT_SETTINGS})
-    try:
-        yield hot
-    finally:
-        await hot.close()
-        await admin.execute(f"DROP DATABASE {name} WITH (FORCE)")
-        await admin.close()
-
-
-async def _timed(connection: Connection[Record], lane: str, mark: datetime) -> dict[str, float]:
-    """Claims of *lane* from *mark* on, one after the other."""
-    claim = await connection.prepare(statement("claim"))
-    took = []
-    for _ in range(CLAIMS):
-        transaction = connection.transaction()
-        await transaction.start()
-        began = time.perf_counter()
-        rows = await claim.fetch(OWNER, ["group"], [lane], [3], [ROOM], [mark], [], ["group"], [1])
-        took.append(time.perf_counter() - began)
-        await transaction.rollback()
-        if len(rows) != ROOM:
-            raise load.BenchError(f"a claim of {lane} took {len(rows)} of {ROOM} rows")
-    return {f"p{share}": 1000 * sorted(took)[CLAIMS * share // 100] for share in (50, 99)}
-
-
-async def claims(server: Server, waiting: int) -> list[Claims]:
-    """With so many waiting; then, where there are more than that, past what has died."""
-    async with _filled(server, f"waiting_{waiting}", waiting) as connection:
-        alone = await _timed(connection, "parcels", LONG_AGO)
-        front = await _timed(connection, "news", LONG_AGO) if waiting else alone
-        found = [Claims(waiting=waiting, dead=0, alone_ms=alone, front_ms=front)]
-        if waiting > 2 * DEAD:
-            holder = await connect(server.dsn(f"waiting_{waiting}"))
-            transaction = holder.transaction(isolation="repeatable_read")
-            await transaction.start()
-            await holder.fetchval("SELECT count(*) FROM outrider.lease")
-            mark = await connection.fetchval(DIE, timeout=load.PATIENCE_S)  # as a daemon keeps it
-            alone, front = await _timed(connection, "parcels", LONG_AGO), await _timed(connection, "news", mark)
-            found.append(Claims(waiting=waiting - DEAD, dead=DEAD, alone_ms=alone, front_ms=front))
-            await holder.close()
-    return found
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -215,29 +169,87 @@ class Drains:
     messages: int
 
     async def one(
-        self,
-        size: int,
-        *,
-        senders: int = outrider.SENDERS,
-        in_flight: int = 256,
-        delay_ms: Sequence[float] = (),
-        beside: bool = False,
+        self, name: str, sink: Sink, size: int, *, in_flight: int = FEW, shape: Shape = Shape(), warm: bool = False
     ) -> Grown:
-        """One. *size* is what grows; *beside*: so does aiohttp's client. Raises BenchError when anything is amiss."""
-        name = f"grown_{senders}_{in_flight}_{len(set(delay_ms))}"
-        async with load.sink(*delay_ms) as sink:
-            async with outrider.Outrider.installed(self.server, name, senders=senders) as ours:
-                drain = await ours.drain(sink, self.messages, in_flight)
-                lag_ms = await ours.lag_ms()
-            found = (drain.messages, drain.distinct, drain.settled)
-            if set(found) != {self.messages}:
-                raise load.BenchError(f"of {self.messages:,} messages arrived, to as many people, and settled: {found}")
-            raw = (await load.client("raw", sink, self.messages, in_flight)).rate if beside else None
-        errors.print(f"  {senders:,} senders, {in_flight:,} in flight: {drain.rate:,.0f} /s", markup=False)
+        """One, on the database *name*; *size* is what grows. Raises BenchError when anything is amiss."""
+        drain, lag_ms = await self._drained(name, sink, self.messages, in_flight, shape, warm=warm)
         return Grown(
             size=size, rate=drain.rate, cpu=drain.cpu, cpu_postgres=drain.cpu_postgres, memory_mb=drain.memory_mb,
-            lag_ms=lag_ms, raw=raw,
+            lag_ms=lag_ms,
         )  # fmt: skip
+
+    async def beat(self) -> Beat:
+        """As many senders as there are messages, but 10,000 at most."""
+        many = min(SENDERS[-1], self.messages)
+        async with load.sink() as sink:
+            shape = Shape(senders=many, rate=1)
+            drain, lag_ms = await self._drained("beat", sink, BEATS * many, FEW, shape, evenly=True)
+            times = defaultdict(list)
+            for at, sender in await sink.arrivals("From"):
+                times[sender].append(at)
+        used = [(len(one) - 1) / (one[-1] - one[0]) for one in times.values() if len(one) > 1]
+        return Beat(
+            senders=len(times), messages=drain.messages, most_in_1s=max(map(most_in_1s, times.values())),
+            used_least=min(used), used=median(used), lag_ms=lag_ms, cpu=drain.cpu, cpu_postgres=drain.cpu_postgres,
+        )  # fmt: skip
+
+    async def _drained(
+        self, name: str, sink: Sink, messages: int, in_flight: int, shape: Shape, **how: bool
+    ) -> tuple[outrider.Drain, float]:
+        async with outrider.Outrider.installed(self.server, name, shape) as ours:
+            drain = await ours.drain(sink, messages, in_flight, **how)
+            lag_ms = await ours.lag_ms()
+        found = (drain.messages, drain.distinct, drain.settled)
+        if set(found) != {messages}:
+            raise load.BenchError(f"of {messages:,} messages arrived, to as many people, and settled: {found}")
+        errors.print(f"  {name:20} {drain.rate:8,.0f} /s", markup=False)
+        return drain, lag_ms
+
+
+def most_in_1s(times: Sequence[float]) -> int:
+    """The most of *times*, which are in order, within any second."""
+    most = first = 0
+    for number, at in enumerate(times):
+        while times[first] <= at - 1.0:
+            first += 1
+        most = max(most, number - first + 1)
+    return most
+
+
+async def _by_flights(drains: Drains) -> list[Grown]:
+    found = []
+    for many in FLIGHTS:
+        delay_ms = 1000 * many / PACE
+        async with load.sink(delay_ms, delay_ms) as sink:
+            one = await drains.one(f"in_flight_{many}", sink, many, in_flight=many)
+            raw = await load.client("raw", sink, drains.messages, many)
+        found.append(replace(one, beside={"raw": raw.rate}))
+    return found
+
+
+async def _slow(drains: Drains) -> Grown:
+    async with load.sink(*SLOW_MS) as sink:
+        one = await drains.one("slow", sink, SLOW, in_flight=SLOW)
+        return replace(one, beside=await _beside(drains, sink, SLOW))
+
+
+async def _tls(drains: Drains) -> Grown:
+    with tempfile.TemporaryDirectory(prefix="outrider-bench-") as folder:
+        identity = load.made_identity(Path(folder))
+        async with load.sink(identity=identity) as sink:
+            one = await drains.one("tls", sink, FEW, shape=Shape(trusts=identity))
+    async with load.sink() as sink:
+        return replace(one, beside=await _beside(drains, sink, FEW))
+
+
+async def _beside(drains: Drains, sink: Sink, in_flight: int) -> dict[str, float]:
+    """The rates of aiohttp's client and of the quickest peer that is installed."""
+    rates = {"raw": (await load.client("raw", sink, drains.messages, in_flight)).rate}
+    for peer in PEERS[:1]:
+        if peer.installed:
+            run = await peer.drain(drains.server, sink, drains.messages, in_flight, name=f"beside_{in_flight}")
+            rates[peer.key] = run.rate
+    return rates
 
 
 async def scale(arguments: argparse.Namespace) -> Growth:
@@ -248,12 +260,16 @@ async def scale(arguments: argparse.Namespace) -> Growth:
             errors.print(f"  {waiting:,} waiting", markup=False)
             found += await claims(server, waiting)
         drains = Drains(server=server, messages=arguments.messages)
+        async with load.sink() as sink:
+            senders = [
+                await drains.one(f"senders_{many}", sink, many, shape=Shape(senders=many, rate=TOGETHER // many))
+                for many in SENDERS
+            ]
+            daemons = [
+                await drains.one(f"daemons_{many}", sink, many, shape=Shape(daemons=many), warm=True)
+                for many in DAEMONS
+            ]
         return Growth(
-            claims=found,
-            senders=[await drains.one(many, senders=many) for many in SENDERS],
-            flights=[
-                await drains.one(many, in_flight=many, delay_ms=[1000 * many / PACE] * 2, beside=True)
-                for many in FLIGHTS
-            ],
-            slow=await drains.one(SLOW, in_flight=SLOW, delay_ms=SLOW_MS, beside=True),
-        )
+            claims=found, senders=senders, flights=await _by_flights(drains), daemons=daemons,
+            slow=await _slow(drains), tls=await _tls(drains), beat=await drains.beat(),
+        )  # fmt: skip

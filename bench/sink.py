@@ -3,17 +3,20 @@ A provider for load: says yes to everything, as fast as one Python process can, 
 
 It speaks as much of Twilio as a create needs (``POST`` anything, 201, the JSON of a message, a fresh sid each time)
 and sends no receipts itself (:mod:`bench.receipts` does). What came is kept as it came and read only when asked: ``GET
-/`` tells how many and when, ``GET /to`` when which recipient was written to, ``GET /callbacks/N`` where receipts are
-wanted for all from the Nth on, ``DELETE /`` forgets. Times are of the monotonic clock, which all processes share.
+/`` tells how many and when, ``GET /arrivals/FIELD`` when each and what its FIELD said, ``GET /callbacks/N`` where
+receipts are wanted for all from the Nth on, ``DELETE /`` forgets. Times are of the monotonic clock, which all processes
+share.
 
-Run as ``python -m bench.sink [FROM_MS TO_MS]``: it prints its address and serves until its stdin ends, so it never
-outlives its parent. With two figures an answer takes any time between them; what it answers is accepted at once.
+Run as ``python -m bench.sink [FROM_MS TO_MS] [IDENTITY.pem]``: it prints its address and serves until its stdin ends,
+so it never outlives its parent. With two figures an answer takes any time between them; what it answers is accepted at
+once. With a certificate and its key it speaks TLS.
 """
 
 from __future__ import annotations
 
 import asyncio
 import random
+import ssl
 import sys
 import time
 from typing import TYPE_CHECKING, cast
@@ -55,9 +58,9 @@ class Book:
             {"accepted": len(self.arrivals), "first": first, "last": last, "connections": self.connections}
         )
 
-    def recipients(self) -> bytes:
-        """Every acceptance: its moment and its recipient."""
-        return orjson.dumps([(at, parse_qs(body.decode())["To"][0]) for at, body in self.arrivals])
+    def told(self, field: str) -> bytes:
+        """Every acceptance: its moment, and what its *field* said."""
+        return orjson.dumps([(at, parse_qs(body.decode())[field][0]) for at, body in self.arrivals])
 
     def callbacks(self, first: int) -> bytes:
         """Where receipts are wanted, for every acceptance from the *first* on."""
@@ -114,24 +117,31 @@ class Connection(asyncio.Protocol):
         self._write(_HEAD.format(200, len(said)).encode() + said)
 
     def _told(self) -> bytes:
-        if self._url == b"/to":
-            return self._book.recipients()
-        if self._url.startswith(b"/callbacks/"):
-            return self._book.callbacks(int(self._url.rpartition(b"/")[2]))
+        *_, what, which = self._url.decode().rsplit("/", 2)
+        if what == "arrivals":
+            return self._book.told(which)
+        if what == "callbacks":
+            return self._book.callbacks(int(which))
         return self._book.summary()
 
 
-async def serve(delay_ms: Sequence[float]) -> None:
+async def serve(delay_ms: Sequence[float], identity: str | None) -> None:
     """Serve on any free port until stdin ends."""
+    tls = None
+    if identity:
+        tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        tls.load_cert_chain(identity)
     delay_s = (delay_ms[0] / 1000, delay_ms[1] / 1000) if any(delay_ms) else None
     loop = asyncio.get_running_loop()
     book, stop = Book(), asyncio.Event()
-    server = await loop.create_server(lambda: Connection(book, delay_s), "127.0.0.1", 0, backlog=4096)
+    server = await loop.create_server(lambda: Connection(book, delay_s), "127.0.0.1", 0, backlog=4096, ssl=tls)
     loop.add_reader(sys.stdin.fileno(), stop.set)
-    print(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}", flush=True)
+    print(f"{'https' if tls else 'http'}://127.0.0.1:{server.sockets[0].getsockname()[1]}", flush=True)
     await stop.wait()
     server.close()
 
 
 if __name__ == "__main__":
-    uvloop.run(serve([float(word) for word in sys.argv[1:]]))
+    words = sys.argv[1:]
+    pem = words.pop() if len(words) % 2 else None
+    uvloop.run(serve([float(word) for word in words], pem))

@@ -48,6 +48,12 @@ SQL = re.compile(
     r"\s*(?:SELECT|INSERT INTO|UPDATE|DELETE FROM|WITH|CREATE|ALTER|DROP|GRANT|REVOKE|TRUNCATE|COPY|NOTIFY)\s"
 )
 SQL_LOWER = re.compile(r"\s*(?:select\s.+\sfrom|insert into|update\s.+\sset|delete from)\s", re.DOTALL)
+# A lock, a setting, a cursor, a table or a channel of a session; a number or a place that only one database gives.
+TIED = re.compile(
+    r"pg_(?:try_)?advisory_(?:un)?lock(?:_shared)?\b|\b(?:LISTEN|NOTIFY|PREPARE|TEMP|TEMPORARY|WITH HOLD)\b"
+    r"|(?:^|;)\s*SET\s|\b(?:nextval|currval|lastval|setval|ctid)\b",
+    re.IGNORECASE,
+)
 
 
 def modules(folder: Path) -> Iterator[tuple[str, ast.Module]]:
@@ -218,6 +224,15 @@ def assembled_sql(folder: Path) -> list[str]:
     return wrong
 
 
+def tied_statements(folder: Path) -> list[str]:
+    """Statements that lean on their session, or on there being one database: a pooler, or a second one, breaks them."""
+    return [
+        f"{path.name} says {found.group()!r}"
+        for path in (folder / "sql").glob("*.sql")
+        for found in TIED.finditer(re.sub("--.*", "", path.read_text()))
+    ]
+
+
 def broken_contracts(folder: Path) -> list[str]:
     """The layers in pyproject.toml, over the package daemon in *folder*'s parent."""
     command = (
@@ -246,6 +261,7 @@ RULES: list[Callable[[Path], list[str]]] = [
     silent_modules,
     false_map,
     assembled_sql,
+    tied_statements,
     broken_contracts,
 ]
 
@@ -308,6 +324,13 @@ PLANTED: list[tuple[Callable[[Path], list[str]], str, str, str]] = [
     (assembled_sql, "it.py", 'a = "UPDATE {} SET b".format(c)', "assembles 'UPDATE {} SET b'"),
     (assembled_sql, "it.py", 'a = "DROP TABLE %s" % b', "assembles 'DROP TABLE %s'"),
     (assembled_sql, "it.py", 'a = "ALTER TABLE " + b', "assembles 'ALTER TABLE'"),
+    (tied_statements, "sql/it.sql", "SELECT pg_try_advisory_lock(1)", "'pg_try_advisory_lock'"),
+    (tied_statements, "sql/it.sql", "LISTEN news", "'LISTEN'"),
+    (tied_statements, "sql/it.sql", "SELECT 1; set statement_timeout = 1", "; set '"),
+    (tied_statements, "sql/it.sql", "CREATE TEMP TABLE a ()", "'TEMP'"),
+    (tied_statements, "sql/it.sql", "DECLARE a CURSOR WITH HOLD FOR SELECT 1", "'WITH HOLD'"),
+    (tied_statements, "sql/it.sql", "DELETE FROM a WHERE ctid = $1", "'ctid'"),
+    (tied_statements, "sql/it.sql", "SELECT nextval('a')", "'nextval'"),
     (broken_contracts, "ledger.py", "from daemon import courier", "daemon.ledger -> daemon.courier"),
     (broken_contracts, "core/it.py", "from daemon import providers", "daemon.core.it -> daemon.providers"),
     (broken_contracts, "web/it.py", "from daemon import app", "daemon.web.it -> daemon.app"),

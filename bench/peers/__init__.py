@@ -12,8 +12,7 @@ from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
-from bench.load import client, cpu_with_children_s, postmaster_pid
-from daemon.database import connect
+from bench.load import client, cpu_with_children_s, database, postmaster_pid
 
 if TYPE_CHECKING:
     from bench.load import Run, Sink
@@ -34,19 +33,14 @@ class Peer:
         """Whether it can run here."""
         return self.needs is None or find_spec(self.needs) is not None
 
-    async def drain(self, server: Server, sink: Sink, messages: int, in_flight: int, *, database: str) -> Run:
-        """Let it work through its messages in a fresh *database*; its Postgres counts as its own."""
+    async def drain(self, server: Server, sink: Sink, messages: int, in_flight: int, *, name: str) -> Run:
+        """Let it work through its messages in a fresh database *name*; its Postgres counts as its own."""
         count = min(messages, self.messages_max)
-        admin = await connect(server.dsn("postgres"))
-        await admin.execute(f"CREATE DATABASE {database}")
-        try:
+        async with database(server, name) as dsn:
             used = cpu_with_children_s(postmaster_pid(server))
-            run = await client(f"peers.{self.key}", sink, count, in_flight, server.dsn(database))
+            run = await client(f"peers.{self.key}", sink, count, in_flight, dsn)
             used = cpu_with_children_s(postmaster_pid(server)) - used
-            return replace(run, cpu=run.cpu + used / count * 1000)
-        finally:
-            await admin.execute(f"DROP DATABASE {database} WITH (FORCE)")
-            await admin.close()
+        return replace(run, cpu=run.cpu + used / count * 1000)
 
 
 # The slow ones are given fewer, lest everybody wait for them: a rate is a rate.

@@ -22,16 +22,19 @@ from daemon.core.address import plausible
 ROOT = Path(__file__).resolve().parents[2]
 RUN = Run(asked=100, messages=100, rate=2_000.0, cpu=0.2, distinct=100)
 DRAIN = Drain(
-    messages=100, rate=1_000.0, cpu=0.4, distinct=100, settled=100, emptied_s=0.1, cpu_postgres=0.1, wal_insert=700.0,
-    wal=450.0, memory_mb=90.0,
+    messages=100, rate=1_000.0, cpu=0.4, distinct=100, settled=100, emptied_s=0.1, cpu_postgres=0.1, cpu_insert=0.03,
+    wal_insert=700.0, wal=450.0, memory_mb=90.0,
 )  # fmt: skip
-TOLD = Told(receipts=200, rate=4_000.0, cpu=0.1, cpu_postgres=0.03, latency_ms={}, delivered=100)
+TOLD = Told(receipts=200, rate=4_000.0, cpu=0.1, cpu_postgres=0.03, wal=300.0, latency_ms={}, delivered=100)
 LIFE = Life(messages=100, rate=1_500.0, delivered=100)
-ROUND = Round(lean=replace(RUN, rate=20_000.0), raw=RUN, outrider=DRAIN, told=TOLD)
+PLAIN = replace(DRAIN, rate=500.0)
+ROUND = Round(lean=replace(RUN, rate=20_000.0), raw=RUN, outrider=DRAIN, plain=PLAIN, told=TOLD)
 
 
 def report(*rounds: Round) -> Report:
-    return Report(messages=100, in_flight=8, rounds=rounds, life=LIFE, latency_ms={}, pressed=[], postgres="18")
+    return Report(
+        messages=100, in_flight=8, rounds=rounds, life=LIFE, latency_ms={}, pressed=[], burst=None, postgres="18"
+    )
 
 
 def test_a_ratio_is_taken_within_its_round() -> None:
@@ -44,7 +47,8 @@ def test_what_did_not_run_has_no_ratio() -> None:
     document = report(ROUND).document()
 
     assert document["ratios"] == {
-        "pgqueuer": None, "naive": None, "procrastinate": None, "raw_aiohttp": 0.5, "raw_protocol": 0.05,
+        "pgqueuer": None, "naive": None, "procrastinate": None, "raw_aiohttp": 0.5, "plain_aiohttp": 0.25,
+        "raw_protocol": 0.05,
     }  # fmt: skip
     assert document["sink_headroom"] == 10.0
 
@@ -55,6 +59,7 @@ def test_what_did_not_run_has_no_ratio() -> None:
         replace(ROUND, outrider=replace(DRAIN, messages=101)),  # one twice
         replace(ROUND, outrider=replace(DRAIN, distinct=99)),  # one lost, another twice
         replace(ROUND, outrider=replace(DRAIN, settled=99)),  # sent, and not written down
+        replace(ROUND, plain=replace(PLAIN, settled=99)),
         replace(ROUND, raw=replace(RUN, messages=99, distinct=99)),
         replace(ROUND, told=replace(TOLD, delivered=99)),  # a receipt answered, and not kept
         replace(ROUND, peers={"naive": replace(RUN, asked=50, messages=49, distinct=49)}),
@@ -92,10 +97,13 @@ def test_a_short_run_tells_every_figure_and_loses_nothing() -> None:
     assert one["outrider"]["settled"] == 300
     assert one["outrider"]["wal_insert"] > 0
     assert one["outrider"]["cpu_postgres"] > 0
+    assert one["told"]["wal"] > 0
     assert one["outrider"]["memory_mb"] > 0
     assert (one["told"]["receipts"], one["told"]["delivered"]) == (600, 300)
     assert found["life"]["delivered"] == 300
     assert [set(each["codes_ms"]) for each in found["pressed"]] == [{"p50", "p95", "p99"}] * 2
+    assert found["burst"]["receipts"] >= 100
+    assert found["burst"]["kept"] > 0
     assert "aiohttp's client alone" in done.stderr
 
 
@@ -113,7 +121,12 @@ def test_a_short_run_of_growth_tells_every_figure_and_draws_them(tmp_path: Path)
     assert all(one["front_ms"]["p99"] >= one["front_ms"]["p50"] > 0 for one in found["claims"])
     assert [one["size"] for one in found["senders"]] == [10, 1_000, 10_000]
     assert [one["size"] for one in found["flights"]] == [100, 1_000, 8_000]
-    assert all(one["rate"] > 0 and one["cpu"] > 0 for one in (*found["senders"], *found["flights"], found["slow"]))
+    assert [one["size"] for one in found["daemons"]] == [1, 2]
+    drains = (*found["senders"], *found["flights"], *found["daemons"], found["slow"], found["tls"])
+    assert all(one["rate"] > 0 and one["cpu"] > 0 for one in drains)
+    assert "raw" in found["slow"]["beside"]
+    assert (found["beat"]["senders"], found["beat"]["messages"], found["beat"]["most_in_1s"]) == (300, 3_000, 1)
+    assert 0.9 < found["beat"]["used_least"] <= found["beat"]["used"] <= 1
     words = re.findall(">([^<]+)</text>", picture.read_text())
     assert {"messages waiting", "senders", "in flight", "8k", "its Postgres"} <= set(words)
 
