@@ -195,7 +195,7 @@ class Outrider:
         if not warm:
             await self.connection.execute("VACUUM ANALYZE")
             await self._start(sink, in_flight)
-        cpu, cpu_postgres = self._spent()
+        ready, (cpu, cpu_postgres) = await self._wal(), self._spent()
         began = await self._until("SELECT EXISTS (SELECT FROM outrider.outcome)")
         # The sink is asked first: a look for an empty queue walks over all rows that are gone.
         while await sink.accepted() < messages and time.monotonic() < began + PATIENCE_S:  # noqa: ASYNC110
@@ -213,13 +213,13 @@ class Outrider:
             cpu_postgres=(spent_postgres - cpu_postgres) / messages * 1000,
             cpu_insert=(filled - idle) / messages * 1000,
             wal_insert=(full - empty) / messages,
-            wal=(await self._wal() - full) / messages,
+            wal=(await self._wal() - ready) / messages,
             memory_mb=max(memory_mb(one.pid) for one in self._daemons),
         )
 
     async def told(self, sink: Sink, callbacks: Sequence[str]) -> Told:
         """After a drain: two receipts for each of its messages, at their *callbacks*."""
-        full, (cpu, cpu_postgres) = await self._wal(), self._spent()
+        ready, (cpu, cpu_postgres) = await self._wal(), self._spent()
         found = await said("receipts", sink, len(callbacks), TELLERS, given=orjson.dumps(callbacks))
         spent, spent_postgres = self._spent()
         return Told(
@@ -227,7 +227,7 @@ class Outrider:
             rate=found["receipts"] / (found["last"] - found["first"]),
             cpu=(spent - cpu) / found["receipts"] * 1000,
             cpu_postgres=(spent_postgres - cpu_postgres) / found["receipts"] * 1000,
-            wal=(await self._wal() - full) / found["receipts"],
+            wal=(await self._wal() - ready) / found["receipts"],
             latency_ms=found["latency_ms"],
             delivered=await self._delivered(),
         )
