@@ -71,7 +71,7 @@ class Nemesis:
             self._lag()
         elif which == 10 and self.luck.sleeps:
             self._all("slow", 20.0 + 20.0 * dice())
-            world.at(2.0 + 2.0 * dice(), world.NAP)
+            world.at(2.0 + 2.0 * dice(), world.BLOW)
         elif which == 11 and self.luck.lags:
             self._all("slow", 20.0 + 20.0 * dice())
 
@@ -82,14 +82,14 @@ class Nemesis:
         self._quiet_from = world.now + 6.0
         if plot == "sleeper":
             self._all("slow", 8.0)
-            world.at(6.0, world.NAP)
+            world.at(6.0, world.BLOW)
             self._busy_until = world.now + 55.0
         elif plot == "standby":
             self._busy_until = world.now + 20.0
             if world.dice() < 0.7:
                 self._all("broken", 4.0)
             else:
-                world.at(3.0, world.NAP)
+                world.at(3.0, world.BLOW)
 
     @property
     def quiet(self) -> bool:
@@ -102,17 +102,22 @@ class Nemesis:
             provider.mode = mode
             self.world.at(seconds, self.world.CLEAR, None, provider)
 
-    def nap(self) -> None:
-        """
-        Whoever has most in hand stands still until another has its leases; of what is on the wire it hears later. Or a
-        standby does, and soon knows nothing of what has been settled since.
-        """
-        world = self.world
+    def blow(self) -> None:
+        """What was prepared, when the time has come."""
         if self.luck.plot == "standby":
-            self._lag()
-            self._promoted_at = world.now + 1.5
-            world.at(1.5, world.FAILOVER)
-            return
+            self._forget()
+        else:
+            self._sleep()
+
+    def _forget(self) -> None:
+        """A standby falls behind, and is promoted before what is on the wire is answered."""
+        self._lag()
+        self._promoted_at = self.world.now + 1.5
+        self.world.at(1.5, self.world.FAILOVER)
+
+    def _sleep(self) -> None:
+        """Whoever has most in hand stands still until another has its leases; of what is on the wire it hears later."""
+        world = self.world
         boat = max(world.boats, key=lambda one: len(one.hand))
         if boat.up and all(other.frozen_until <= world.now for other in world.boats):
             longest = 32.0 + 26.0 * world.dice() if self.luck.plot is None else 100.0
@@ -135,19 +140,22 @@ class Nemesis:
         if self.luck.sleeps:
             for boat in world.boats:
                 if boat.frozen_until > now and row.id in boat.hand:
-                    world.freeze(boat, min(boat.frozen_until, now + self._patience()))
+                    world.freeze(boat, min(boat.frozen_until, now + self._draw_patience()))
                     self._doom(row, boat.frozen_until)
         if world.snapshot is not None and self.luck.lags and row.id in self._doubted:
             if self._promoted_at <= now:
-                self._promoted_at = now + self._patience()
+                self._promoted_at = now + self._draw_patience()
                 world.at(self._promoted_at - now, world.FAILOVER)
             self._doom(row, self._promoted_at)
         if self.luck.rush < 1.0 and dice() < 0.5:
             word = tuple(laws.TOLD)[int(6 * dice())]
             world.at(0.4 * dice(), world.RECEIPT, None, (row, max(row.posts), word, 9))
 
-    def _patience(self) -> float:
-        """A plot waits until more are taken again, or strikes before they have left."""
+    def _draw_patience(self) -> float:
+        """
+        How a plot goes on: it waits until more are taken again, or strikes before they have left, and then kills whoever
+        has the copy (:meth:`spite`).
+        """
         if self.luck.plot is None:
             return 0.05 * self.world.dice()
         self._spiteful = self.luck.plot == "sleeper" and self.world.dice() < 0.3

@@ -39,7 +39,7 @@ HASTY = {"otp": ("resend", 3.0), "delivery": ("resend", 20.0), "marketing": ("re
 LIVELY_S = 3 * 3600.0  # within this, without faults, everything must have come to rest
 
 KINDS = (
-    "insert", "receipt", "gossip", "trouble", "chore", "failover", "reconcile", "thaw", "nap", "boot", "renew", "look", "resolve", "turn",
+    "insert", "receipt", "gossip", "trouble", "chore", "failover", "reconcile", "thaw", "blow", "boot", "renew", "look", "resolve", "turn",
     "leave", "write", "answer", "flush", "clear",
 )  # fmt: skip
 
@@ -47,7 +47,7 @@ KINDS = (
 class World:
     """One seed's world. :meth:`live` until it has taken so many steps, then :meth:`rest`."""
 
-    (INSERT, RECEIPT, GOSSIP, TROUBLE, CHORE, FAILOVER, RECONCILE, THAW, NAP, BOOT, RENEW, LOOK, RESOLVE, TURN, LEAVE, WRITE,
+    (INSERT, RECEIPT, GOSSIP, TROUBLE, CHORE, FAILOVER, RECONCILE, THAW, BLOW, BOOT, RENEW, LOOK, RESOLVE, TURN, LEAVE, WRITE,
      ANSWER, FLUSH, CLEAR) = range(len(KINDS))  # fmt: skip
 
     def __init__(self, seed: int, *, tell: Callable[[str], None] | None = None) -> None:
@@ -139,7 +139,7 @@ class World:
             self.failover,
             self.reconcile,
             self.thaw,
-            self.nap,
+            self.blow,
             self.boot,
         )
         while self.steps < upto and heap:
@@ -352,9 +352,9 @@ class World:
         if self.faults:
             self.nemesis.strike()
 
-    def nap(self, _: object) -> None:
+    def blow(self, _: object) -> None:
         if self.faults:
-            self.nemesis.nap()
+            self.nemesis.blow()
 
     def freeze(self, boat: Boat, until: float) -> None:
         """Its process stands still: what happens to it happens when it goes on."""
