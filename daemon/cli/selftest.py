@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from enum import StrEnum
 from pathlib import Path  # noqa: TC003 (typer reads the annotations at run time)
 from typing import Annotated
 
@@ -10,6 +11,14 @@ import typer
 
 from daemon.cli.options import JsonOption, examples
 from daemon.cli.trouble import FAILED, plain_words
+
+
+class Client(StrEnum):
+    """What carries the requests, as config.toml calls it."""
+
+    WIRE = "wire"
+    AIOHTTP = "aiohttp"
+
 
 app = typer.Typer(no_args_is_help=True, help="Try out on your own machine what is promised.")
 
@@ -39,6 +48,7 @@ def crash(
             help="A scratch database on your server; refused if it has a schema outrider. Without it: a private one.",
         ),
     ] = None,
+    client: Annotated[Client, typer.Option(help="What carries the requests (`client` in config.toml).")] = Client.WIRE,
     keep: Annotated[
         Path | None, typer.Option(help="Leave everything in this new or empty folder.", metavar="DIR")
     ] = None,
@@ -58,7 +68,7 @@ def crash(
     """
     from daemon.selftest import Plan, perform
 
-    plan = Plan(kills=kills, messages=messages, seed=seed, dsn=dsn, keep=keep, as_json=as_json)
+    plan = Plan(kills=kills, messages=messages, seed=seed, dsn=dsn, client=client, keep=keep, as_json=as_json)
     with plain_words():
         fine = asyncio.run(perform(plan))
     if not fine:

@@ -34,12 +34,16 @@ __all__ = ["Plan", "crash", "perform"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """What shall be done. *dsn*: a database that has no schema of ours; None: a private one."""
+    """
+    What shall be done. *dsn*: a database that has no schema of ours; None: a private one. *client*: what carries the
+    requests, as config.toml calls it.
+    """
 
     kills: int = 20
     messages: int = 5_000
     seed: int = 1
     dsn: str | None = None
+    client: str = "wire"
     keep: Path | None = None
     as_json: bool = False
 
@@ -61,7 +65,7 @@ async def perform(plan: Plan) -> bool:
 async def crash(plan: Plan, progress: paint.Progress) -> Report:
     """The storm and the judgement, without a word but *progress*. Raises Trouble."""
     began = asyncio.get_running_loop().time()
-    async with Stage.up(dsn=plan.dsn, keep=plan.keep, seed=plan.seed, say=progress.say) as stage:
+    async with Stage.up(dsn=plan.dsn, client=plan.client, keep=plan.keep, seed=plan.seed, say=progress.say) as stage:
         storm = Storm(stage, kills=plan.kills, messages=plan.messages, dice=Random(plan.seed), progress=progress)
         kills = await storm.rage()
         await storm.settle()

@@ -74,11 +74,12 @@ class Kill(NamedTuple):
 class Stage:
     """The scenery. Made by :meth:`up`."""
 
-    def __init__(self, folder: Path, simulator: Simulator) -> None:
+    def __init__(self, folder: Path, simulator: Simulator, client: str) -> None:
         self.folder = folder
         self.config = folder / "config.toml"
         self.simulator = simulator
         self.connection: asyncpg.Connection[asyncpg.Record]
+        self._client = client
         self._dsn: str | None = None
         self._daemon: Process | None = None
         self._public, self._operator = free_ports()
@@ -86,14 +87,14 @@ class Stage:
     @classmethod
     @asynccontextmanager
     async def up(
-        cls, *, dsn: str | None, keep: Path | None, seed: int, say: Callable[[str], None]
+        cls, *, dsn: str | None, client: str, keep: Path | None, seed: int, say: Callable[[str], None]
     ) -> AsyncIterator[Stage]:
         """Set up everything but the daemon; take it down on leaving the block. With *keep* it stays. Raises Trouble."""
         async with AsyncExitStack() as down:
             folder = scratch_folder(keep, down, prefix="outrider-selftest-")
             faults = Faults.model_validate({**FAULTS, "seed": seed})
             settings = Settings(ledger=folder / "ledger.jsonl")
-            stage = cls(folder, await down.enter_async_context(Simulator(settings, faults=faults)))
+            stage = cls(folder, await down.enter_async_context(Simulator(settings, faults=faults)), client)
             say("a private Postgres is started" if dsn is None else "the schema is made in the database that was named")
             await stage._open_database(dsn, down, keep=keep is not None)
             stage.config.write_text(stage._toml(), encoding="utf-8")
@@ -183,7 +184,7 @@ class Stage:
             f'[web.public]\nport = {self._public}\nurl = "http://127.0.0.1:{self._public}"',
             f"[web.operator]\nport = {self._operator}",
             f'[providers.practice]\nkind = "simulator"\nbase_url = "{self.simulator.url}"',
-            f"connections = {CONNECTIONS}\ntimeout_s = {EXCHANGE_S}",
+            f'connections = {CONNECTIONS}\ntimeout_s = {EXCHANGE_S}\nclient = "{self._client}"',
         ]
         for service, (intent, senders) in SERVICES.items():
             tables += [

@@ -40,6 +40,7 @@ class Cast:
     services: Mapping[str, Sequence[str]]
     connections: int = 64
     timeout_s: float = 15.0
+    client: str = "wire"
     intents: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
     in_hand: int = 2000
     templates: Mapping[str, str] = field(default_factory=dict)
@@ -55,7 +56,7 @@ class Cast:
             f"[web.public]\nport = {public}\nurl = 'http://127.0.0.1:{called_at or public}'\n[web.operator]\nport = {operator}",
             "[providers.sim]\nkind = 'simulator'",
             f"account_sid = '{ACCOUNT_SID}'\nauth_token_env = 'SIMULATOR_TOKEN'\nbase_url = '{base_url}'",
-            f"connections = {self.connections}\ntimeout_s = {self.timeout_s}",
+            f"connections = {self.connections}\ntimeout_s = {self.timeout_s}\nclient = '{self.client}'",
         ]
         for address, rate in self.senders.items():
             kind = "short_code" if len(address) < 9 else "long_code"

@@ -40,6 +40,14 @@ async def test_twenty_kills_in_five_thousand_messages(empty_database: str) -> No
     assert report.messages == 5_000
 
 
+@pytest.mark.timeout(240)
+@pytest.mark.parametrize(
+    ("kills", "messages"), [(8, 2_000), pytest.param(20, 5_000, marks=pytest.mark.long)], ids=["8", "20"]
+)
+async def test_kills_while_aiohttp_carries_the_requests(empty_database: str, kills: int, messages: int) -> None:
+    hold(await storm(Plan(kills=kills, messages=messages, seed=7, dsn=empty_database, client="aiohttp")), busy=0.8)
+
+
 @pytest.mark.long
 @pytest.mark.timeout(3_000)
 async def test_two_hundred_kills_in_a_hundred_thousand_messages(empty_database: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 SILENT = Faults.model_validate({"receipts": {"enabled": False}})
 RATES = {"+15550100001": 1.0, "+15550100002": 3.0, "+15550100003": 10.0, "72345": 100.0}
 CAST = Cast(senders=RATES, services={f"at{rate:.0f}": [address] for address, rate in RATES.items()})
+BOTH = pytest.mark.parametrize("client", ["wire", "aiohttp"])
 
 
 async def fill(road: Stage, *, seconds: float) -> None:
@@ -45,16 +47,18 @@ async def keep_on(road: Stage, *, seconds: float) -> dict[float, tuple[int, floa
     return {rate: (ledger.max_in_window(address, rate), ledger.used(address, rate)) for address, rate in RATES.items()}
 
 
-async def test_no_sliding_second_holds_more_than_the_rate(stage: SetUp) -> None:
-    road = await stage(CAST, SILENT)
+@BOTH
+async def test_no_sliding_second_holds_more_than_the_rate(stage: SetUp, client: str) -> None:
+    road = await stage(replace(CAST, client=client), SILENT)
     for rate, (most, _) in (await keep_on(road, seconds=8)).items():
         assert most <= rate
 
 
 @pytest.mark.long
 @pytest.mark.timeout(300)
-async def test_rates_for_a_minute(stage: SetUp) -> None:
-    road = await stage(CAST, SILENT)
+@BOTH
+async def test_rates_for_a_minute(stage: SetUp, client: str) -> None:
+    road = await stage(replace(CAST, client=client), SILENT)
     for rate, (most, used) in (await keep_on(road, seconds=75)).items():
         print(f"rate {rate:5.0f}/s: most in any second {most}, used {used:.2%}")
         assert most <= rate
