@@ -95,7 +95,8 @@ async def _round(arguments: argparse.Namespace, sink: Sink, server: Server, numb
             peers[peer.key] = run
             _tell(peer.name, run.rate)
         elif number == 1:
-            errors.print(f"  {peer.name:24} not installed; `make bench` installs it")
+            how = f"needs {peer.program}, and `make bench`" if peer.program else "`make bench` installs it"
+            errors.print(f"  {peer.name:24} not installed; {how}")
     # Before and after us: a machine that is shared grows quicker and slower within a round.
     return Round(lean=lean, raw=load.mean(raw, again), outrider=drain, plain=plain, told=told, peers=peers)
 

@@ -47,7 +47,7 @@ def test_what_did_not_run_has_no_ratio() -> None:
     document = report(ROUND).document()
 
     assert document["ratios"] == {
-        "pgqueuer": None, "naive": None, "procrastinate": None, "raw_aiohttp": 0.5, "plain_aiohttp": 0.25,
+        "pgqueuer": None, "naive": None, "procrastinate": None, "celery": None, "raw_aiohttp": 0.5, "plain_aiohttp": 0.25,
         "raw_protocol": 0.05,
     }  # fmt: skip
     assert document["sink_headroom"] == 10.0
