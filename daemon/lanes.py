@@ -157,7 +157,10 @@ class Lane:
 
     def reckon(self, now: float) -> None:
         """Foretell when everything in hand will have left."""
-        self.free_at = self.pace.earliest(1, now) + self.backlog / self.sender.rate
+        free_at = self.pace.earliest(1, now) + self.backlog / self.sender.rate
+        if free_at < self.free_at:
+            self._lanes.sooner.add(self)
+        self.free_at = free_at
 
     def look(self) -> None:
         """Something has changed: whose turn is it?"""
@@ -207,6 +210,7 @@ class Lane:
                 queue.remove(turn)
                 self.waiting[turn.level - 1] -= turn.segments
                 self.backlog -= turn.segments
+                self.reckon(self._lanes.tick())
 
     def _gone(self, turn: Turn) -> None:
         turn.gone = True
@@ -263,6 +267,7 @@ class Lanes:
     def __init__(self, *, tick: Callable[[], float], places: Mapping[str, Places] | None = None) -> None:
         self.tick = tick
         self.places = places or {}  # by provider
+        self.sooner: set[Lane] = set()  # free sooner than was foretold, since somebody asked and emptied it
         self._lanes: dict[str, Lane] = {}
         self._heap: list[tuple[float, int, Lane]] = []
         self._entry = 0

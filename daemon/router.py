@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections import deque
 from dataclasses import dataclass
-from operator import attrgetter
+from heapq import heapify, heappop, heappush, heapreplace
 from typing import TYPE_CHECKING, NamedTuple
 
 import structlog
@@ -14,7 +13,7 @@ from daemon.core.outcome import Fault, Outcome, Rejected, Throttled
 from daemon.core.routing import Candidate, Choice, Sender, Unroutable
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
     from daemon.core.message import Message
     from daemon.desk import Desk
@@ -52,7 +51,37 @@ SENDER_REST_S = 30.0  # how long a sender is left alone that its provider refuse
 BLOCKED_S = 1.0  # how soon a message is tried again that found every gate shut
 
 
-_free_at = attrgetter("free_at")
+class Soonest:
+    """
+    Lanes by when they are free. Whose turn comes later than its place in the heap says is put back when it is met, so a
+    choice among 10,000 costs what one among ten does; looking at all of them was a quarter of the daemon's work.
+    """
+
+    def __init__(self, lanes: Iterable[Lane]) -> None:
+        self._places = {lane: lane.free_at for lane in lanes}
+        # Ties by address: the number says who comes first in it.
+        self._heap = [(at, number, lane) for number, (lane, at) in enumerate(self._places.items())]
+        self._numbers = {lane: number for _, number, lane in self._heap}
+        heapify(self._heap)
+
+    def first(self) -> Lane:
+        """The lane that is free first, or has been for longest."""
+        heap, places = self._heap, self._places
+        while True:
+            at, number, lane = heap[0]
+            if at != places[lane]:
+                heappop(heap)  # another place is its own
+            elif at < lane.free_at:
+                places[lane] = lane.free_at
+                heapreplace(heap, (lane.free_at, number, lane))
+            else:
+                return lane
+
+    def sooner(self, lane: Lane) -> None:
+        """*lane*, if it is one of them, is free sooner than it was."""
+        if lane.free_at < self._places.get(lane, 0.0):
+            self._places[lane] = lane.free_at
+            heappush(self._heap, (lane.free_at, self._numbers[lane], lane))
 
 
 class Router:
@@ -63,7 +92,7 @@ class Router:
         self._gates = gates
         self._desk = desk
         self._pools: Mapping[str, Pool] = {}
-        self._fitting: dict[tuple[str, str | None], deque[Lane]] = {}  # by service and region: see _alike
+        self._fitting: dict[tuple[str, str | None], Soonest | None] = {}  # by service and region: see _alike
         self.resting: dict[str, tuple[float, str]] = {}  # sender -> until when it refuses, and why
 
     def reload(self, pools: Mapping[str, Pool]) -> None:
@@ -81,23 +110,25 @@ class Router:
         pool = Pool((message.sender,)) if message.sender else self._pools[message.service]
         if len(pool.senders) > 1 and not pool.sticky and not self.hindered():
             alike = self._alike(message.service, message.region)
-            if alike:
-                lane = alike[0]
-                if lane.free_at > self._desk.tick():
-                    lane = min(alike, key=_free_at)  # as routing.choose would: 2 µs for 50, not 122
-                else:
-                    alike.rotate(-1)  # it is idle, and nobody can be sooner: 0.2 µs. The others have their turn next
+            if alike is not None:
+                lane = alike.first()  # as routing.choose would: 1 µs, not 122 for 50 senders
                 return Route(lane, self._gates[lane.sender.provider])
         return self._weigh(pool, message)
 
-    def _alike(self, service: str, region: str | None) -> deque[Lane]:
-        """The lanes of *service* that suit *region* best: always the same, so they are remembered."""
-        known = self._fitting.get((service, region))
-        if known is None:
+    def _alike(self, service: str, region: str | None) -> Soonest | None:
+        """The lanes of *service* that suit *region* best, if any do: always the same, so they are remembered."""
+        if sooner := self._lanes.sooner:
+            for lane in sooner:
+                for pool in self._fitting.values():
+                    if pool is not None:
+                        pool.sooner(lane)
+            sooner.clear()
+        key = service, region
+        if key not in self._fitting:
             senders = routing.fit([self._lanes[address].sender for address in self._pools[service].senders], region)
-            known = deque(self._lanes[address] for address in sorted(sender.address for sender in senders))
-            self._fitting[service, region] = known
-        return known
+            alike = [self._lanes[address] for address in sorted(sender.address for sender in senders)]
+            self._fitting[key] = Soonest(alike) if alike else None
+        return self._fitting[key]
 
     def hindered(self) -> bool:
         """Whether any sender may be blocked: then all are looked at, one by one."""

@@ -1,0 +1,137 @@
+"""Which lane a message joins: always the one that is free first, whatever has happened to them."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from daemon.core.routing import Sender
+from daemon.lanes import Lanes
+from daemon.router import Soonest
+
+if TYPE_CHECKING:
+    from daemon.lanes import Lane, Turn
+
+
+@dataclass
+class Bench:
+    """Lanes on a clock that is turned by hand, and who joined them."""
+
+    now: float
+    lanes: Lanes
+    soonest: Soonest
+    turns: list[Turn]
+
+    @classmethod
+    def of(cls, *rates: float) -> Bench:
+        bench = cls(1_000.0, Lanes(tick=lambda: bench.now), Soonest([]), [])
+        senders = [
+            Sender(address=f"+1555010{number:04}", provider="sim", kind="long_code", country="US", rate=rate)
+            for number, rate in enumerate(rates)
+        ]
+        bench.lanes.reload(senders)
+        bench.soonest = Soonest([bench.lanes[sender.address] for sender in senders])
+        return bench
+
+    @property
+    def all(self) -> list[Lane]:
+        return [self.lanes[address] for address in self.lanes.addresses]
+
+    def first(self) -> Lane:
+        """As the router asks."""
+        for lane in self.lanes.sooner:
+            self.soonest.sooner(lane)
+        self.lanes.sooner.clear()
+        return self.soonest.first()
+
+
+DEEDS = st.one_of(
+    st.tuples(st.just("joins"), st.integers(1, 3), st.integers(1, 4)),
+    st.tuples(st.just("leaves"), st.integers(0, 40), st.just(0)),
+    st.tuples(st.just("gives up"), st.integers(0, 40), st.just(0)),
+    st.tuples(st.just("waits"), st.integers(1, 900), st.just(0)),
+    st.tuples(st.just("is slowed"), st.integers(0, 40), st.just(0)),
+)
+
+
+@given(
+    rates=st.lists(st.sampled_from([1.0, 1.0, 3.0, 10.0, 100.0]), min_size=2, max_size=6),
+    deeds=st.lists(DEEDS, max_size=60),
+)
+def test_nobody_is_free_sooner_than_the_first(rates: list[float], deeds: list[tuple[str, int, int]]) -> None:
+    async def play() -> None:
+        bench = Bench.of(*rates)
+        for deed, number, segments in deeds:
+            waiting = bench.turns[number % len(bench.turns)] if bench.turns else None
+            if deed == "joins":
+                bench.turns.append(bench.first().join(number, segments))
+            elif deed == "waits":
+                bench.now += number / 1000
+                bench.lanes._ring()
+            elif deed == "is slowed":
+                bench.all[number % len(rates)].pace.slow(now=bench.now)
+            elif waiting is not None:
+                if deed == "leaves" and waiting.granted:
+                    waiting.left(bench.now)
+                waiting.back()
+                bench.turns.remove(waiting)
+            first = bench.first()
+            assert first.free_at == min(lane.free_at for lane in bench.all)
+
+    asyncio.run(play())
+
+
+def test_among_idle_ones_whoever_has_been_so_for_longest_and_then_by_address() -> None:
+    async def play() -> None:
+        bench = Bench.of(10.0, 10.0, 10.0)
+        seen = []
+        for _ in range(6):
+            bench.now += 0.2
+            lane = bench.first()
+            turn = lane.join(1, 1)
+            turn.left(bench.now)
+            turn.back()
+            seen.append(lane.sender.address[-1])
+        assert seen == ["0", "1", "2", "0", "1", "2"]
+
+    asyncio.run(play())
+
+
+@pytest.mark.parametrize("many", [10, 1_000])
+def test_a_choice_costs_the_same_among_many(many: int) -> None:
+    async def play() -> int:
+        bench = Bench.of(*([1.0] * many))
+        looked = 0
+
+        class Counted(dict["Lane", float]):
+            def __getitem__(self, lane: Lane) -> float:
+                nonlocal looked
+                looked += 1
+                return super().__getitem__(lane)
+
+        bench.soonest._places = Counted(bench.soonest._places)
+        for _ in range(5 * many):  # all are busy, and queue up
+            bench.first().join(3, 1)
+        return looked
+
+    assert asyncio.run(play()) <= 3 * 5 * many
+
+
+def test_who_gives_up_in_the_queue_leaves_his_time_to_others() -> None:
+    async def play() -> None:
+        bench = Bench.of(1.0, 1.0)
+        one, other = bench.all
+        waiting = [one.join(3, 1) for _ in range(5)][1:]
+        other.join(3, 1)
+        other.join(3, 1)
+        assert bench.first() is other
+        for turn in waiting:
+            turn.back()
+        assert bench.first() is one
+
+    asyncio.run(play())
