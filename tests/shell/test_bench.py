@@ -6,12 +6,16 @@ import json
 import re
 import subprocess
 import sys
+from argparse import Namespace
 from dataclasses import replace
 from html import unescape
 from pathlib import Path
 
+import orjson
 import pytest
+import uvloop
 
+from bench import scale
 from bench.load import Run
 from bench.messages import MESSAGES_MAX, recipient, requests
 from bench.outrider import Drain, Life, Told
@@ -108,27 +112,28 @@ def test_a_short_run_tells_every_figure_and_loses_nothing() -> None:
 
 
 @pytest.mark.timeout(120)
-def test_a_short_run_of_growth_tells_every_figure_and_draws_them(tmp_path: Path) -> None:
-    picture = tmp_path / "scale.svg"
-    done = subprocess.run(
-        [sys.executable, *"-m bench --scale --waiting 10000 --messages 300 --json --picture".split(), str(picture)],
-        cwd=ROOT, capture_output=True, text=True, timeout=110, check=False,
-    )  # fmt: skip
+@pytest.mark.parametrize("whole", [False, pytest.param(True, marks=pytest.mark.long)], ids=["some", "all"])
+def test_a_short_run_of_growth_tells_every_figure_and_draws_them(monkeypatch: pytest.MonkeyPatch, whole: bool) -> None:
+    if not whole:
+        for name, some in (("SENDERS", (10, 1_000)), ("FLIGHTS", (100,)), ("DAEMONS", (2,)), ("BEATS", 3)):
+            monkeypatch.setattr(scale, name, some)
+    growth = uvloop.run(scale.scale(Namespace(waiting=10_000, messages=300)))
 
-    assert done.returncode == 0, done.stderr[-4000:]
-    found = json.loads(done.stdout)
+    assert growth.ok
+    found = json.loads(orjson.dumps(growth.document()))
     assert [(one["waiting"], one["dead"]) for one in found["claims"]] == [(0, 0), (1_000, 0), (10_000, 0)]
     assert all(one["front_ms"]["p99"] >= one["front_ms"]["p50"] > 0 for one in found["claims"])
-    assert [one["size"] for one in found["senders"]] == [10, 1_000, 10_000]
-    assert [one["size"] for one in found["flights"]] == [100, 1_000, 8_000]
-    assert [one["size"] for one in found["daemons"]] == [1, 2]
+    for what, sizes in (("senders", scale.SENDERS), ("flights", scale.FLIGHTS), ("daemons", scale.DAEMONS)):
+        assert [one["size"] for one in found[what]] == list(sizes)
     drains = (*found["senders"], *found["flights"], *found["daemons"], found["slow"], found["tls"])
     assert all(one["rate"] > 0 and one["cpu"] > 0 for one in drains)
     assert "raw" in found["slow"]["beside"]
-    assert (found["beat"]["senders"], found["beat"]["messages"], found["beat"]["most_in_1s"]) == (300, 3_000, 1)
-    assert 0.9 < found["beat"]["used_least"] <= found["beat"]["used"] <= 1
-    words = re.findall(">([^<]+)</text>", picture.read_text())
-    assert {"messages waiting", "senders", "in flight", "8k", "its Postgres"} <= set(words)
+    beat = found["beat"]
+    assert (beat["senders"], beat["messages"], beat["most_in_1s"]) == (300, 300 * scale.BEATS, 1)
+    assert 0.9 < beat["used_least"] <= beat["used"] <= 1
+    assert len(growth.tables()) == 7
+    words = re.findall(">([^<]+)</text>", growth.drawn())
+    assert {"messages waiting", "senders", "in flight", "1k", "its Postgres"} <= set(words)
 
 
 def test_the_picture_shows_everybody_who_ran_the_quickest_first() -> None:
