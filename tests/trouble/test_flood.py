@@ -113,7 +113,11 @@ async def told(port: int, waiting: list[Post]) -> list[tuple[bool, int]]:
 
 
 async def flooded(database: str, *, messages: int, cut: bool) -> None:
-    connection = await asyncpg.connect(database)
+    async with asyncpg.create_pool(database, min_size=1, max_size=1) as connection:
+        await flooded_through(connection, database, messages=messages, cut=cut)
+
+
+async def flooded_through(connection: asyncpg.Pool[asyncpg.Record], database: str, *, messages: int, cut: bool) -> None:
     rows = await connection.fetch(
         "INSERT INTO outrider.outbox (recipient, service, body)"
         " SELECT '+12025550100', 'default', 'x' FROM generate_series(1, $1::integer) RETURNING id",
@@ -139,7 +143,6 @@ async def flooded(database: str, *, messages: int, cut: bool) -> None:
     assert kept >= true  # one whose answer was lost with the connection was told again
     assert cut or kept == true
     assert await connection.fetchval("SELECT count(*) FROM outrider.receipt WHERE status <> 'delivered'") == 0
-    await connection.close()
 
 
 @pytest.mark.parametrize("cut", [False, True], ids=["in peace", "while Postgres hangs up"])
