@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 CLAIMS, ROOM = 300, 64  # claims timed, of so many messages each
 DEAD = 200_000
+AT_ONCE = 1_000_000  # rows inserted by one statement
 OWNER = UUID(int=7)
 
 # Straight into the tables: with its intake a row takes ten times as long.
@@ -68,8 +69,9 @@ async def _filled(server: Server, name: str, waiting: int) -> AsyncIterator[Conn
         connection = await connect(dsn)
         await migrate.migrate(connection, report=lambda _: None)
         for lane, many in (("news", waiting), ("parcels", 10 * ROOM)):
-            if many:
-                await connection.execute(FILL.format(lane=lane, many=many), timeout=load.PATIENCE_S)
+            for first in range(0, many, AT_ONCE):
+                some = min(AT_ONCE, many - first)
+                await connection.execute(FILL.format(lane=lane, many=some), timeout=load.PATIENCE_S)
         await connection.execute(LEASE, OWNER)
         await connection.execute("VACUUM ANALYZE", timeout=load.PATIENCE_S)
         await connection.close()
