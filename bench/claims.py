@@ -42,14 +42,14 @@ INSERT INTO outrider.queue (id, seq, lane, level, due_at) SELECT id, seq, '{lane
 SET session_replication_role = origin;
 """
 LEASE = "INSERT INTO outrider.lease VALUES ('group', $1, 1, now() + interval '1 day')"
-DIE = f"""
+DIE = """
 WITH gone AS (
     DELETE FROM outrider.queue
-     WHERE id IN (SELECT id FROM outrider.queue WHERE lane = 'news' ORDER BY due_at, seq LIMIT {DEAD})
+     WHERE id IN (SELECT id FROM outrider.queue WHERE lane = 'news' ORDER BY due_at, seq LIMIT $1)
     RETURNING due_at
 )
 SELECT max(due_at) FROM gone
-"""  # noqa: S608 (our own constant)
+"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,11 +105,12 @@ async def claims(server: Server, waiting: int) -> list[Claims]:
         front = await _timed(connection, "news", LONG_AGO) if waiting else alone
         found = [Claims(waiting=waiting, dead=0, alone_ms=alone, front_ms=front)]
         if waiting > 2 * DEAD:
-            holder = await connect(server.dsn(f"waiting_{waiting}"))
+            holder, other = [await connect(server.dsn(f"waiting_{waiting}")) for _ in range(2)]
             transaction = holder.transaction(isolation="repeatable_read")
             await transaction.start()
             await holder.fetchval("SELECT count(*) FROM outrider.lease")
-            mark = await connection.fetchval(DIE, timeout=load.PATIENCE_S)  # as a daemon keeps it
+            mark = await other.fetchval(DIE, DEAD, timeout=load.PATIENCE_S)  # as a daemon keeps it
+            await other.close()
             alone, front = await _timed(connection, "parcels", LONG_AGO), await _timed(connection, "news", mark)
             found.append(Claims(waiting=waiting - DEAD, dead=DEAD, alone_ms=alone, front_ms=front))
             await holder.close()

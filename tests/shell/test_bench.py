@@ -15,7 +15,7 @@ import orjson
 import pytest
 import uvloop
 
-from bench import scale
+from bench import claims, scale
 from bench.load import Run
 from bench.messages import MESSAGES_MAX, recipient, requests
 from bench.outrider import Drain, Life, Told
@@ -117,11 +117,14 @@ def test_a_short_run_of_growth_tells_every_figure_and_draws_them(monkeypatch: py
     if not whole:
         for name, some in (("SENDERS", (10, 1_000)), ("FLIGHTS", (100,)), ("DAEMONS", (2,)), ("BEATS", 3)):
             monkeypatch.setattr(scale, name, some)
+    monkeypatch.setattr(claims, "DEAD", 4_000)
     growth = uvloop.run(scale.scale(Namespace(waiting=10_000, messages=300)))
 
     assert growth.ok
     found = json.loads(orjson.dumps(growth.document()))
-    assert [(one["waiting"], one["dead"]) for one in found["claims"]] == [(0, 0), (1_000, 0), (10_000, 0)]
+    assert [(one["waiting"], one["dead"]) for one in found["claims"]] == [
+        (0, 0), (1_000, 0), (10_000, 0), (6_000, 4_000),
+    ]  # fmt: skip
     assert all(one["front_ms"]["p99"] >= one["front_ms"]["p50"] > 0 for one in found["claims"])
     for what, sizes in (("senders", scale.SENDERS), ("flights", scale.FLIGHTS), ("daemons", scale.DAEMONS)):
         assert [one["size"] for one in found[what]] == list(sizes)
