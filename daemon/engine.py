@@ -92,7 +92,7 @@ class Engine:
         self.router = Router(self.lanes, gates, desk=desk)
         self.outbox = Outbox(
             self.claims, owner=owner, wishes=self.wishes, fences=lambda: self.leases.held, deliver=self._deliver,
-            look_home=self.look_home, observer=observer, in_hand_max=settings.daemon.in_hand, tick=clock.tick,
+            look_home=self.look_home, observer=observer, in_hand_max=settings.hands, tick=clock.tick,
             deaf=settings.database.deaf,
         )  # fmt: skip
         self.ledger = Ledger(self.settlements, journal, self.outbox, owner=owner, observer=observer)
@@ -145,6 +145,7 @@ class Engine:
             }
         )
         self._levels_published = False
+        self.outbox.in_hand_max = settings.hands
         self.outbox.wake()
 
     async def open(self, *, embedded: bool) -> None:

@@ -89,7 +89,7 @@ class Outbox:
         self._deliver = deliver
         self._look_home = look_home
         self._observer = observer
-        self._in_hand_max = in_hand_max
+        self.in_hand_max = in_hand_max
         self._tick = tick
         # By id and attempt: a row that came back may be taken again before the ledger has said so of the first time.
         self._held: dict[tuple[UUID, int], Message] = {}
@@ -165,7 +165,7 @@ class Outbox:
         if 1 not in levels:
             await self._send_out(but=LEAD)
         # Urgent rows have a reserve of their own: bulk in hand must not keep them out.
-        room = self._in_hand_max + (self._in_hand_max // 4 if 1 in levels else 0) - len(self._held)
+        room = self.in_hand_max + (self.in_hand_max // 4 if 1 in levels else 0) - len(self._held)
         if room < 1 if 1 in levels else self._crowded():
             self._full = True
             return 0
@@ -237,7 +237,7 @@ class Outbox:
 
     def _crowded(self) -> bool:
         """Whether there is too little room for more bulk to be worth a claim."""
-        return self._in_hand_max - len(self._held) < max(1, int(self._in_hand_max * REFILL_SHARE))
+        return self.in_hand_max - len(self._held) < max(1, int(self.in_hand_max * REFILL_SHARE))
 
     def _mark(self, wish: Wish) -> datetime:
         mark = self.mark(wish.lane, wish.level)

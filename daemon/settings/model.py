@@ -258,6 +258,17 @@ class Settings(Table):
         except ValueError:
             return UNTOLD
 
+    @property
+    def hands(self) -> int:
+        """
+        How many messages may be claimed and not yet settled: what was said, or else enough that no connection and no
+        sender waits for another: two each.
+        """
+        if "in_hand" in self.daemon.model_fields_set:
+            return self.daemon.in_hand
+        connections = sum(provider.connections for provider in self.providers.values())
+        return max(self.daemon.in_hand, 2 * connections, 2 * len(self.senders))
+
     def groups(self) -> list[Group]:
         """What one daemon must hold together, under one lease."""
         campaigns: dict[str, list[str]] = {}

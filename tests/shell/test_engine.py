@@ -140,7 +140,7 @@ async def test_hands_full_of_bulk_wait_until_a_fifth_is_free(house: House, conne
     await insert(connection, 5, intent="otp")
     async with house() as made:
         await made.leases._take()
-        made.outbox._in_hand_max = 20
+        made.outbox.in_hand_max = 20
         taken = await claimed(made, room=17)
         assert await claimed(made) == []  # three are free
         assert len(await claimed(made, level=1)) == 5  # what is urgent has a reserve, and waits for nothing
@@ -370,7 +370,7 @@ async def test_urgent_rows_have_room_of_their_own(house: House, connection: Conn
     await insert(connection, 1, intent="otp")
     async with house() as made:
         await made.leases._take()
-        made.outbox._in_hand_max = 8
+        made.outbox.in_hand_max = 8
         assert len(await claimed(made, room=50)) == 8
         assert await claimed(made, room=50) == []
         assert len(await claimed(made, level=1)) == 1

@@ -74,6 +74,14 @@ def test_little_needs_to_be_said() -> None:
     assert found.intents == INTENTS
 
 
+def test_hands_are_enough_for_every_connection_and_sender_unless_it_is_said_how_many() -> None:
+    senders = "".join(f'[[senders]]\naddress = "+1555{number:07}"\nprovider = "main"\n' for number in range(1_500))
+    assert settings().hands == 2_000
+    assert settings(senders).hands == 2 * 1_501
+    assert settings("[daemon]\nin_hand = 100\n" + senders).hands == 100
+    assert settings(base=MINIMAL.replace("[[", "connections = 4_000\n[[", 1)).hands == 8_000
+
+
 @pytest.mark.parametrize(
     ("said", "seconds"),
     [("120s", 120), ("10h", 36_000), ("30d", 2_592_000), ("5 min", 300), ("1h 30m", 5_400), ("1.5 h", 5_400)]
