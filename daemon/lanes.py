@@ -41,12 +41,12 @@ class Places:
         self.full = max(1, int(connections * BULK_SHARE))  # for bulk
         self.opened = self.full  # of those, for now
         self._bulk = self.full  # free; less than none while more are on the wire than are open
-        self._waiting: deque[Lane] = deque()  # lanes whose bulk would go if there were room
+        self._waiting: dict[Lane, None] = {}  # lanes whose bulk would go if there were room, in the order they came
 
     def free(self, lane: Lane) -> bool:
         """Whether bulk of *lane* may go; when not, the lane is looked at again as soon as there is room."""
-        if self._bulk <= 0 and lane not in self._waiting:
-            self._waiting.append(lane)
+        if self._bulk <= 0:
+            self._waiting[lane] = None
         return self._bulk > 0
 
     def take(self, level: int) -> None:
@@ -69,7 +69,9 @@ class Places:
 
     def _let_go(self) -> None:
         while self._bulk > 0 and self._waiting:
-            self._waiting.popleft().look()
+            lane = next(iter(self._waiting))
+            del self._waiting[lane]
+            lane.look()
 
 
 class Turn:
