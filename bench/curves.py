@@ -12,7 +12,7 @@ from bench.picture import OURS, STYLE, THEIRS
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 380, 300, 52, 20, 56, 56  # pixels of a panel
+WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 380, 300, 52, 20, 76, 56  # pixels of a panel
 COLOURS = (OURS, "#b4540a", THEIRS)
 
 
@@ -72,7 +72,7 @@ def _panel(panel: Panel) -> Iterator[str]:
         yield f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="2"/>'
         for many, value in curve.points:
             yield f'<circle cx="{x(many):.1f}" cy="{y(value):.1f}" r="3" fill="{colour}"/>'
-        yield f'<text x="{LEFT + 6}" y="{TOP - 8 + 16 * number}" style="fill:{colour}">{escape(curve.name)}</text>'
+        yield f'<text x="{LEFT + 6}" y="{TOP - 26 + 16 * number}" style="fill:{colour}">{escape(curve.name)}</text>'
 
 
 def _round_up(value: float) -> float:

@@ -178,7 +178,7 @@ class Report:
             table.add_row("login codes, one in ten", rate, *map(str, one.codes_ms.values()))
             table.add_row("  and all others", "", *map(str, one.bulk_ms.values()))
         if burst:
-            kept = f"  a burst of receipts meanwhile; {burst.kept:.0%} left as before"
+            kept = f"  receipts meanwhile ({burst.kept:.0%} still sent)"
             table.add_row(kept, f"{burst.per_second:,.0f}", *map(str, burst.latency_ms.values()))
         return table
 
