@@ -26,7 +26,7 @@ class Shape:
     rate: int = TOGETHER // SENDERS  # of each sender, in segments a second
     daemons: int = 1
     client: str = "wire"  # as config.toml calls what carries the requests
-    trusts: Path | None = None  # a certificate that daemons believe, beside those of the machine
+    trusts: Path | None = None  # the certificate that its daemons believe, instead of those of the machine
 
     def config(self, dsn: str, url: str, in_flight: int) -> str:
         """The file of one of its daemons, but for its ports; with the provider at *url*, *in_flight* requests to it."""

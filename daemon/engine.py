@@ -251,7 +251,7 @@ class Engine:
             (name, self.settings.services[name].senders) for name in services if not self.desk.paused(f"service:{name}")
         ]
         # Lanes of pinned senders are many and mostly empty: only those in which the inspector saw rows are asked for.
-        pinned = {lane[1:] for lane in self.inspector.lanes_seen if lane[0] == "@"}
+        pinned = {lane[1:] for lane in self.inspector.lanes_seen if lane.startswith("@")}
         if pinned:
             lanes += [(f"@{address}", (address,)) for address in senders if address in pinned]
         return lanes
