@@ -162,7 +162,7 @@ class _Plain:
             or parser.get_method() != b"POST"
             or parser.get_http_version() != "1.1"
             or headers.get("connection", "keep-alive").lower() != "keep-alive"
-            or "content-length" not in headers
+            or not headers.keys() >= {"host", "content-length"}
             or not headers.keys().isdisjoint(("transfer-encoding", "expect"))
         ):
             return False
