@@ -8,6 +8,7 @@ turn may have been long: :meth:`Courier._leaves` runs when a connection is open 
 from __future__ import annotations
 
 import random
+from functools import partial
 from typing import TYPE_CHECKING
 
 import structlog
@@ -83,12 +84,12 @@ class Courier:
         flight = gate.knock(message.level)
         if flight is None:
             return Again(self._desk.now() + NAP_S, f"provider {gate.name} is resting", spent=False), None
-        request = gate.dialect.ask(
-            message, sender, self._desk.callback_url(message, gate.name), self._desk.validity(message)
-        )
+        desk = self._desk
         try:
-            answer = await gate.link.exchange(
-                request, deadline_s=gate.timeout_s, on_write=lambda: self._leaves(message, sender, turn)
+            answer = await gate.link.exchange(  # named nowhere here, the request is forgotten as soon as it is written
+                gate.dialect.ask(message, sender, desk.callback_url(message, gate.name), desk.validity(message)),
+                deadline_s=gate.timeout_s,
+                on_write=partial(self._leaves, message, sender, turn),
             )
             outcome = gate.dialect.hear(answer) if isinstance(answer, Response) else answer
             exchange = Exchange(gate.name, sender, outcome, gate.learn(flight, outcome))

@@ -95,6 +95,7 @@ class Turn:
         if self.granted is None:
             self._waiter = asyncio.get_running_loop().create_future()
             yield from self._waiter
+            self._waiter = None  # 10,000 on the wire would keep theirs
         return bool(self.granted)
 
     def settle(self, *, granted: bool) -> None:

@@ -93,11 +93,12 @@ class Router:
         self._desk = desk
         self._pools: Mapping[str, Pool] = {}
         self._fitting: dict[tuple[str, str | None], Soonest | None] = {}  # by service and region: see _alike
+        self._soonest: dict[tuple[str, ...], Soonest] = {}  # each of those once, by its senders
         self.resting: dict[str, tuple[float, str]] = {}  # sender -> until when it refuses, and why
 
     def reload(self, pools: Mapping[str, Pool]) -> None:
         """Take up the services as they are now; their senders' lanes must be there."""
-        self._pools, self._fitting = pools, {}
+        self._pools, self._fitting, self._soonest = pools, {}, {}
 
     def choose(self, message: Message) -> Route | Blocked | Unroutable:
         """The route of *message*. One that was tried before is held to the provider's budget of retries."""
@@ -119,16 +120,20 @@ class Router:
         """The lanes of *service* that suit *region* best, if any do: always the same, so they are remembered."""
         if sooner := self._lanes.sooner:
             for lane in sooner:
-                for pool in self._fitting.values():
-                    if pool is not None:
-                        pool.sooner(lane)
+                for soonest in self._soonest.values():
+                    soonest.sooner(lane)
             sooner.clear()
         key = service, region
         if key not in self._fitting:
-            senders = routing.fit([self._lanes[address].sender for address in self._pools[service].senders], region)
-            alike = [self._lanes[address] for address in sorted(sender.address for sender in senders)]
-            self._fitting[key] = Soonest(alike) if alike else None
+            self._fitting[key] = self._fit(service, region)
         return self._fitting[key]
+
+    def _fit(self, service: str, region: str | None) -> Soonest | None:
+        senders = routing.fit([self._lanes[address].sender for address in self._pools[service].senders], region)
+        alike = tuple(sorted(sender.address for sender in senders))
+        if alike and alike not in self._soonest:
+            self._soonest[alike] = Soonest([self._lanes[address] for address in alike])
+        return self._soonest.get(alike)
 
     def hindered(self) -> bool:
         """Whether any sender may be blocked: then all are looked at, one by one."""

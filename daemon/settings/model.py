@@ -262,12 +262,12 @@ class Settings(Table):
     def hands(self) -> int:
         """
         How many messages may be claimed and not yet settled: what was said, or else enough that no connection and no
-        sender waits for another: two each.
+        sender waits for another. Each is 2 KB, so it is not two for each of 10,000 connections.
         """
         if "in_hand" in self.daemon.model_fields_set:
             return self.daemon.in_hand
         connections = sum(provider.connections for provider in self.providers.values())
-        return max(self.daemon.in_hand, 2 * connections, 2 * len(self.senders))
+        return max(self.daemon.in_hand + connections, 2 * len(self.senders))
 
     def groups(self) -> list[Group]:
         """What one daemon must hold together, under one lease."""

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 HEAD_LIMIT = 65_536  # bytes until the head is whole, interim answers included
 HEADERS_LIMIT = 200
+CLOSED = "the connection was closed before the whole answer came"
 FRAME_LIMIT = 16 * BODY_LIMIT  # bytes after the head, as they come: chunks of one byte are no way around BODY_LIMIT
 
 Verdict: TypeAlias = Response | Uncertain
@@ -77,7 +78,7 @@ class Answer:
         if self.verdict is None and self._status is not None and not self._measured():
             self.verdict = self._whole(self._status)
         self.keep = False
-        return self.verdict or self.fail("the connection was closed before the whole answer came")
+        return self.verdict or self.fail(CLOSED)
 
     def fail(self, reason: str) -> Verdict:
         """The verdict if the answer stays as it is: a yes is a yes, even if the rest of it is lost."""

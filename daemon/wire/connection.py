@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Protocol
 
-from daemon.wire.answer import Answer
+from daemon.core.outcome import Uncertain
+from daemon.wire.answer import CLOSED
 
 if TYPE_CHECKING:
-    from daemon.wire.answer import Verdict
+    from daemon.wire.answer import Answer, Verdict
     from daemon.wire.request import Origin
 
 
@@ -21,6 +22,14 @@ class Pool(Protocol):
 
     def lost(self, connection: Connection) -> None:
         """The connection can carry nothing any more."""
+        ...
+
+    def lend(self) -> Answer:
+        """What reads an answer, at its beginning."""
+        ...
+
+    def give_back(self, answer: Answer) -> None:
+        """*answer* is read to its end, and another may follow."""
         ...
 
 
@@ -39,7 +48,7 @@ class Connection(asyncio.Protocol):
         self._pool = pool
         self._transport = transport
         self._loop = loop
-        self._answer = Answer()  # one for all: it and its parser hold each other, and 7 objects a message were garbage
+        self._answer: Answer | None = None  # lent, from its first byte on
         self.origin = origin
         self.alive = True
         self.deadline = 0.0  # of the exchange under way, on the loop's clock
@@ -52,7 +61,6 @@ class Connection(asyncio.Protocol):
 
     def send(self, raw: bytes, deadline: float) -> asyncio.Future[Verdict]:
         """Write *raw*, once and whole. From here on nobody can know, until the future knows."""
-        self._answer.begin()
         self.deadline = deadline
         self.future = future = self._loop.create_future()
         self._transport.write(raw)
@@ -61,7 +69,7 @@ class Connection(asyncio.Protocol):
     def abandon(self, reason: str) -> None:
         """Wait no longer: the verdict is what has come so far, and the connection goes with it."""
         if self.future is not None:
-            self._settle(self.future, self._answer.fail(reason))
+            self._settle(self.future, self._answer.fail(reason) if self._answer else Uncertain(reason))
         self.drop()
 
     def drop(self) -> None:
@@ -83,18 +91,22 @@ class Connection(asyncio.Protocol):
         if future is None:
             self.drop()
             return
+        if answer is None:
+            answer = self._answer = self._pool.lend()
         verdict = answer.feed(data)
         if verdict is not None:
             self._settle(future, verdict)
             if answer.keep and self.usable():
+                self._answer = None
+                self._pool.give_back(answer)
                 self._pool.landed(self)
             else:
                 self.drop()
 
     def eof_received(self) -> None:
         if self.future is not None:
-            self._settle(self.future, self._answer.end())
+            self._settle(self.future, self._answer.end() if self._answer else Uncertain(CLOSED))
         self.drop()
 
     def connection_lost(self, error: Exception | None) -> None:
-        self.abandon(type(error).__name__ if error else "the connection was closed before the whole answer came")
+        self.abandon(type(error).__name__ if error else CLOSED)

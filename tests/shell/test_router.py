@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import pytest
 from hypothesis import given
@@ -12,9 +12,14 @@ from hypothesis import strategies as st
 
 from daemon.core.routing import Sender
 from daemon.lanes import Lanes
-from daemon.router import Soonest
+from daemon.router import Pool, Route, Router, Soonest
+from tests.shell.parts import message
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from daemon.desk import Desk
+    from daemon.gates import Gate
     from daemon.lanes import Lane, Turn
 
 
@@ -120,6 +125,47 @@ def test_a_choice_costs_the_same_among_many(many: int) -> None:
         return looked
 
     assert asyncio.run(play()) <= 3 * 5 * many
+
+
+class Wide:
+    """A gate that nothing shuts, and a desk on which nothing is paused."""
+
+    name = "sim"
+    pauses: Mapping[str, str] = {}
+
+    def quota(self) -> None:
+        return None
+
+
+@pytest.mark.parametrize("regions", [2, 200])
+def test_a_lane_that_is_free_sooner_is_told_of_once_however_many_countries_are_written_to(regions: int) -> None:
+    async def play() -> int:
+        bench, wide = Bench.of(1.0, 1.0, 1.0), Wide()
+        router = Router(bench.lanes, {"sim": cast("Gate", wide)}, desk=cast("Desk", wide))
+        router.reload({"news": Pool(tuple(bench.lanes.addresses))})
+        told = 0
+
+        class Counted(Soonest):
+            def sooner(self, lane: Lane) -> None:
+                nonlocal told
+                told += 1
+                super().sooner(lane)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("daemon.router.Soonest", Counted)
+            for number in range(regions):
+                region = "US" if number % 2 else f"{number:03}"  # our senders are alike in all of them
+                choice = router.choose(message(service="news", region=region))
+                assert isinstance(choice, Route)
+                assert choice.lane.free_at == min(lane.free_at for lane in bench.all)
+                choice.lane.join(3, 1)
+        told = 0
+        one = bench.all[0]
+        one.join(3, 1).back()
+        router.choose(message(service="news", region="US"))
+        return told
+
+    assert asyncio.run(play()) == 1
 
 
 def test_who_gives_up_in_the_queue_leaves_his_time_to_others() -> None:

@@ -76,10 +76,10 @@ def test_little_needs_to_be_said() -> None:
 
 def test_hands_are_enough_for_every_connection_and_sender_unless_it_is_said_how_many() -> None:
     senders = "".join(f'[[senders]]\naddress = "+1555{number:07}"\nprovider = "main"\n' for number in range(1_500))
-    assert settings().hands == 2_000
+    assert settings().hands == 2_000 + 64
     assert settings(senders).hands == 2 * 1_501
     assert settings("[daemon]\nin_hand = 100\n" + senders).hands == 100
-    assert settings(base=MINIMAL.replace("[[", "connections = 4_000\n[[", 1)).hands == 8_000
+    assert settings(base=MINIMAL.replace("[[", "connections = 4_000\n[[", 1)).hands == 6_000
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import random
 import sys
+import weakref
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
@@ -399,6 +401,61 @@ async def test_every_failure_gives_its_room_back() -> None:
             await asyncio.gather(*(wire.exchange(post(url), deadline_s=SOON) for _ in range(5)))
             assert_at_rest(wire, 2)
     assert_closed(wire, 2)
+
+
+async def test_whoever_reads_for_all_mixes_nothing_up() -> None:
+    """Answers in pieces, cut, broken and followed by garbage, many at once: each exchange hears its own or none."""
+    dice = random.Random(4)
+
+    async def script(caller: Caller) -> None:
+        while request := await caller.request():
+            number, how = request.rpartition(b"=")[2], dice.randrange(8)
+            head = b"X-Number: %b\r\nContent-Length: %d\r\n\r\n" % (number, len(number))
+            raw = CREATED + head + number
+            raw = {5: raw[: -len(number)], 6: b"garbage\r\n\r\n", 7: raw + YES}.get(how, raw)
+            for at in range(0, len(raw), 20):
+                caller.say(raw[at : at + 20])
+                await asyncio.sleep(dice.choice([0, 0, 0.001]))
+            if how == 5:
+                return
+
+    async with serving(script) as server, Wire.open(connections=20) as wire:
+        answers = await asyncio.gather(
+            *(wire.exchange(post(server.url, b"N=%d" % number), deadline_s=LATE) for number in range(600))
+        )
+        assert_at_rest(wire, 20)
+        assert 0 < len(wire._answers) <= 20
+        assert all(answer.verdict is None for answer in wire._answers)
+    whole = [(number, answer) for number, answer in enumerate(answers) if isinstance(answer, Response)]
+    assert len(whole) > 400
+    for number, answer in whole:
+        assert answer.headers["x-number"] == str(number)
+        assert answer.body in {b"%d" % number, b""}
+
+
+class Watched(dict[str, str]):
+    """Headers, and unlike others one can see them go."""
+
+
+async def test_who_waits_for_an_answer_holds_nothing_that_reads_or_asks() -> None:
+    heard = asyncio.Event()
+
+    async def silent(caller: Caller) -> None:
+        await caller.request()
+        heard.set()
+        await hang(caller)
+
+    async with serving(silent) as server, Wire.open(connections=2) as wire:
+        said, stamp = Watched(), lambda: None
+        kept: list[weakref.ref[object]] = [weakref.ref(said), weakref.ref(stamp)]
+        waiting = asyncio.create_task(
+            wire.exchange(Request("POST", server.url, said, BODY), deadline_s=LATE, on_write=stamp)
+        )
+        del said, stamp
+        await heard.wait()
+        assert [one() for one in kept] == [None, None]
+        assert [connection._answer for connection in wire._connections] == [None]
+        waiting.cancel()
 
 
 async def test_no_connection_outlives_its_use_in_memory() -> None:
