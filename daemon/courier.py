@@ -105,7 +105,7 @@ class Courier:
 
     def _leaves(self, message: Message, sender: str, turn: Turn) -> None:
         """The last moment before the first byte: may it still? Then it is written down, and its turn is spent."""
-        match self._desk.ask(message):
+        match self._desk.ask(message, sender):
             case Refuse(status, reason):
                 raise Withdrawn(Ended(status, reason))
             case Hold(until, reason):
@@ -116,5 +116,6 @@ class Courier:
         except OSError:  # what is not written down does not leave; the log itself has said why
             reason = "held: the dispatch log cannot be written"
             raise Withdrawn(Again(self._desk.now() + UNLOGGED_S, reason, spent=False)) from None
+        tick = self._desk.tick()  # writing may have taken its time, a new file more: the pace counts from the bytes
         turn.left(tick)
         self._desk.left(message, sender, tick)

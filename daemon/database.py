@@ -121,7 +121,10 @@ class Line:
         wary: bool = False,
     ) -> None:
         self.name = name
-        self._wary = wary  # a connection lost between two statements is told as DatabaseDown before it is dialled anew
+        # What answers after a connection was lost may be another database: a wary line runs no statement of its own on it,
+        # whoever it was that met the loss, until somebody has asked around and vouches for it.
+        self._wary = wary
+        self.losses = self._vouched = 0
         self._dsn = dsn
         self._pooled = pooled
         self._settings = {**SETTINGS, **LIMITS, **(HOT_SETTINGS if hot else {})}
@@ -136,6 +139,8 @@ class Line:
     async def fetch(self, name: str, *arguments: object) -> list[asyncpg.Record]:
         """Run statement *name* in a transaction of its own. Raises DatabaseDown."""
         async with self._lock:
+            if self._wary and self._vouched != self.losses:
+                raise DatabaseDown(f"{self.name}: nobody vouches yet for what answers there now")
             try:
                 connection = await self._connect()
                 if self._pooled:
@@ -162,6 +167,10 @@ class Line:
             except DOWN as trouble:
                 await self._failed(trouble)
                 raise DatabaseDown(f"{self.name}: {type(trouble).__name__}: {trouble}") from trouble
+
+    def vouch(self, losses: int) -> None:
+        """What answers since so many losses is the database that is meant."""
+        self._vouched = losses
 
     async def close(self) -> None:
         """Hang up."""
@@ -205,6 +214,7 @@ class Line:
     async def _hang_up(self) -> None:
         connection, self._connection, self._prepared = self._connection, None, {}
         if connection is not None:
+            self.losses += 1
             connection.terminate()
 
 

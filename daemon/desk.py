@@ -142,10 +142,10 @@ class Desk:
             Refusal(Status.SUPPRESSED, f"bad number: {found.reason}") if isinstance(found, address.Unreadable) else None
         )
 
-    def ask(self, message: Message) -> Go | Hold | Refuse:
-        """May it leave now? Asked last, at the very moment."""
+    def ask(self, message: Message, sender: str) -> Go | Hold | Refuse:
+        """May it leave now, by *sender*? Asked last, at the very moment."""
         now = self.now()
-        if self.leases is None or not self.leases.may_write(message.group):
+        if self.leases is None or not self.leases.speaks_for(message.group, sender):
             return permission.Hold(now, "the lease of its senders is running out")
         return permission.ask(
             message,
@@ -153,9 +153,12 @@ class Desk:
             canceled=message.id in self.canceled,
             opted_out=bool(self.opted_out)
             and ((message.tenant, message.recipient) in self.opted_out or ("", message.recipient) in self.opted_out),
-            paused=self.held
-            or (self.paused("all") or self.paused(f"service:{message.service}") if self.pauses else None),
+            paused=self.held or (self._stopped(message.service, sender) if self.pauses else None),
         )
+
+    def _stopped(self, service: str, sender: str) -> str | None:
+        words = "all", f"service:{service}", f"sender:{sender}", f"provider:{self._providers[sender]}"
+        return next((why for word in words if (why := self.paused(word))), None)
 
     def patience(self, message: Message) -> Patience:
         """How often and how patiently its intent is retried."""

@@ -90,6 +90,12 @@ class Gate:
             return None
         return breaker.quota(self._breaker, now=self._tick(), temper=self._temper)
 
+    def shut(self, level: int) -> bool:
+        """Whether a message of *level* would be turned away now."""
+        if type(self._breaker) is Closed:
+            return False
+        return self.quota() == 0 or breaker.spared(self._breaker, level=level, now=self._tick(), temper=self._temper)
+
     def knock(self, level: int) -> Flight | None:
         """Ask to pass, for a message of *level*."""
         before, now = self._breaker, self._tick()

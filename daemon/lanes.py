@@ -131,10 +131,10 @@ class Lane:
         "pace", "sender", "turns", "waiting", "wanted",
     )  # fmt: skip
 
-    def __init__(self, lanes: Lanes, sender: Sender) -> None:
+    def __init__(self, lanes: Lanes, sender: Sender, pace: Pace | None) -> None:
         self._lanes = lanes
         self._places: Places | None = None
-        self.pace = Pace(sender.rate)
+        self.pace = pace or Pace(sender.rate)
         self.take_up(sender)
         self.turns = Turns()
         self._queues: tuple[deque[Turn], ...] = (deque(), deque(), deque())
@@ -272,6 +272,7 @@ class Lanes:
         self.places = places or {}  # by provider
         self.sooner: set[Lane] = set()  # free sooner than was foretold, since somebody asked and emptied it
         self._lanes: dict[str, Lane] = {}
+        self._gone: dict[str, Pace] = {}  # of senders that were removed: should they come back, they have spoken
         self._heap: list[tuple[float, int, Lane]] = []
         self._entry = 0
         self.closed = False
@@ -288,16 +289,17 @@ class Lanes:
 
     def reload(self, senders: Sequence[Sender]) -> None:
         """
-        Take up a new set of senders. Those that stay keep their debt, judged by their new rate; who waits for one that
-        is gone is released.
+        Take up a new set of senders. Those that stay, or come back, keep their debt, judged by their new rate; who
+        waits for one that is gone is released.
         """
         for sender in senders:
             lane = self._lanes.get(sender.address)
             if lane is None:
-                self._lanes[sender.address] = Lane(self, sender)
+                self._lanes[sender.address] = Lane(self, sender, self._gone.pop(sender.address, None))
             elif lane.sender != sender:
                 lane.take_up(sender)
         for address in set(self._lanes) - {sender.address for sender in senders}:
+            self._gone[address] = self._lanes[address].pace
             self._lanes.pop(address).release()
 
     def remember(self, dispatched: Iterable[Dispatch]) -> None:

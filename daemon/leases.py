@@ -7,7 +7,8 @@ one exchange may take. Whoever takes a group over first reconciles the claims it
 (``recovery.py``).
 
 Daemons of the same settings share the groups (decided in ``core/spread.py``). Of what is to go to another nothing more
-is claimed; when what is in hand has come home its lease is given back, and the other takes it at its next look.
+is claimed; when what is in hand has come home its lease is given back, and the other takes it at its next look. So does
+a group that a reload has changed: a lease names the senders and services it is for, and is for no others.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import structlog
 
+from daemon.core.groups import Group
 from daemon.core.spread import ours
 from daemon.database import DatabaseDown, sleep_unless
 
@@ -48,6 +50,7 @@ class Taken(NamedTuple):
     last_owner: UUID | None = None  # None: nobody ever held it
     last_epoch: int | None = None
     silent_s: float | None = None  # for how long its last holder has written nothing; less than nought: it might have
+    last_senders: Sequence[str] | None = None  # for whom its last holder spoke
 
 
 class Leases:
@@ -60,7 +63,7 @@ class Leases:
         line: Line,
         *,
         owner: UUID,
-        groups: Callable[[], Mapping[str, Sequence[str]]],
+        groups: Callable[[], Mapping[str, Group]],
         digest: Callable[[], str],
         journal: Journal,
         reconcile: Callable[[Taken], Awaitable[None]],
@@ -72,7 +75,7 @@ class Leases:
     ) -> None:
         self._line = line
         self._owner = owner
-        self._groups = groups  # of our settings: name -> senders
+        self._groups = groups  # of our settings, by name
         self._digest = digest
         self._journal = journal
         self._reconcile = reconcile
@@ -84,7 +87,9 @@ class Leases:
         self._speak_s = self._lease_s - exchange_s - MARGIN_S
         self._epochs: dict[str, int] = {}
         self._deadlines: dict[str, float] = {}
-        self._parting: set[str] = set()  # held, and to go to another daemon
+        self._named: dict[str, Group] = {}  # for whom we speak, and what we carry, under each
+        self._voices: dict[str, frozenset[str]] = {}  # of those the senders
+        self._parting: set[str] = set()  # held, and to go to another daemon, or to be taken anew
         self._renew_at = 0.0
         self._mute_until = 0.0
 
@@ -96,6 +101,10 @@ class Leases:
     def may_write(self, grp: str) -> bool:
         """Whether a send that starts now ends within the lease."""
         return self._tick() < self._deadlines.get(grp, 0.0)
+
+    def speaks_for(self, grp: str, sender: str) -> bool:
+        """Whether a send of *sender* under the lease of *grp* may start now: the lease names it, and lasts."""
+        return self.may_write(grp) and sender in self._voices[grp]
 
     def may_claim(self, grp: str) -> bool:
         """Whether more of *grp* may be taken in hand."""
@@ -117,10 +126,15 @@ class Leases:
                 continue
             await sleep_unless(stop, LEAVING_S if self._epochs.keys() - self._kept() else LOOK_S)
 
+    def reload(self) -> None:
+        """Our settings have changed: of groups that are others now nothing more is claimed, until they are taken anew."""
+        self._parting |= self._regrouped(self._groups())
+
     def renounce(self) -> None:
         """Hold nothing any more, as far as we are concerned: each group is taken anew, and reconciled before that."""
         self._epochs.clear()
         self._deadlines.clear()
+        self._named.clear()
 
     async def drop(self) -> None:
         """Give back whatever has nothing in hand. The rest runs out: our own next run, whose log can tell, is first."""
@@ -138,16 +152,31 @@ class Leases:
         if not wanted or self._tick() < self._mute_until:
             return
         mine = await self._mine(wanted)
-        self._parting = self._epochs.keys() & (wanted.keys() - mine)
-        # Groups nobody wants any more may have been left with open claims: settings changed, then a crash. Those first,
-        # because their rows may stand in the lanes of another group now.
-        left = [row["grp"] for row in await self._line.fetch("abandoned", list(wanted), self._owner)]
-        for grp in [*left, *sorted(mine)]:
+        self._parting = self._epochs.keys() & (wanted.keys() - mine) | self._regrouped(wanted)
+        for grp in [*await self._left(wanted), *sorted(mine)]:
             if grp not in self._epochs and not self._in_hand(grp) and self._tick() >= self._mute_until:
-                await self._take_one(grp, wanted.get(grp, ()))
+                await self._take_one(wanted.get(grp, Group(name=grp, services=(), senders=())))
                 await self._renew_if_due()  # what a dead daemon left may take long to judge
 
-    async def _mine(self, wanted: Mapping[str, Sequence[str]]) -> set[str]:
+    def _regrouped(self, wanted: Mapping[str, Group]) -> set[str]:
+        return {grp for grp, named in self._named.items() if grp in wanted and named != wanted[grp]}
+
+    async def _left(self, wanted: Mapping[str, Group]) -> list[str]:
+        """
+        Groups nobody wants any more may have been left with open claims: settings changed, then a crash. Those are
+        taken first, because their rows may stand in the lanes of another group now.
+        """
+        rows = await self._line.fetch("abandoned", list(wanted), self._owner)
+        if any(row["senders"] is not None for row in rows):
+            voices = {sender for group in wanted.values() for sender in group.senders}
+            carried = {service for group in wanted.values() for service in group.services}
+            rows = [
+                row for row in rows
+                if row["senders"] is None or voices.intersection(row["senders"]) or carried.intersection(row["services"])
+            ]  # fmt: skip
+        return sorted({row["grp"] for row in rows})
+
+    async def _mine(self, wanted: Mapping[str, Group]) -> set[str]:
         """Those of *wanted* that are ours to speak for, as things stand."""
         rows = await self._line.fetch("lease_look", list(wanted))
         peers = await self._line.fetch("peers", self._digest(), ALIVE_S)
@@ -159,15 +188,16 @@ class Leases:
             idle_s={row["grp"]: row["idle_s"] for row in rows},
         )
 
-    async def _take_one(self, grp: str, senders: Sequence[str]) -> None:
-        before = self._tick()
+    async def _take_one(self, group: Group) -> None:
+        grp, before = group.name, self._tick()
         rows = await self._line.fetch(
-            "lease_take", grp, self._owner, self._lease_s, self._speak_s, list(senders), self._digest(), ALIVE_S
-        )
+            "lease_take", grp, self._owner, self._lease_s, self._speak_s, group.senders, group.services, self._digest(),
+            ALIVE_S,
+        )  # fmt: skip
         if not rows:
             return  # somebody else speaks for it
         epoch, *last = rows[0]
-        taken = Taken(grp, epoch, senders, *last)
+        taken = Taken(grp, epoch, group.senders, *last)
         try:
             self._journal.leased(grp, taken.epoch)
         except OSError:  # of claims under a lease it does not know the log could not tell
@@ -176,6 +206,7 @@ class Leases:
             return
         await self._reconcile(taken)
         self._epochs[grp] = taken.epoch
+        self._named[grp], self._voices[grp] = group, frozenset(group.senders)
         self._deadlines[grp] = before + self._speak_s
         log.info("lease.taken", group=grp, epoch=taken.epoch)
 
@@ -186,7 +217,9 @@ class Leases:
         """Give back what is not ours any more (other settings, another's share, the end), once nothing is in hand."""
         leaving = self._epochs.keys() - self._kept()
         for grp in leaving & self._parting:
-            self._release(self._groups().get(grp, ()))  # who waits for a turn may as well wait for it there
+            for group in (self._named[grp], self._groups().get(grp)):
+                if group is not None:
+                    self._release(group.senders)  # who waits for a turn may as well wait for it there
         await self._drop([grp for grp in leaving if not self._in_hand(grp)])
 
     async def _renew_if_due(self) -> None:
@@ -212,4 +245,5 @@ class Leases:
     def _lose(self, grp: str) -> None:
         self._epochs.pop(grp, None)
         self._deadlines.pop(grp, None)
+        self._named.pop(grp, None)
         self._parting.discard(grp)

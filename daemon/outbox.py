@@ -35,8 +35,10 @@ if TYPE_CHECKING:
 log = structlog.get_logger()
 
 BATCH = 500  # rows in one claim; 1,000 doubled the latency at half of peak
-REFILL_SHARE = (
-    0.2  # full hands fetch more bulk when this share of them is free: nibbling took half as many claims again
+# Full hands fetch more bulk when this share of them is free: nibbling took half as many claims again.
+REFILL_SHARE = 0.2
+RESERVE_SHARE = (
+    0.25  # more than full hands for urgent rows, when bulk has filled them; and of them for bulk, whoever has
 )
 BREATH = 32  # messages sent out before the loop looks at what else is due (its lag at full load, p99: 8 ms, not 26)
 LEAD = 128  # of a claim's messages go while the next is under way: 10 % of the throughput, who waited for it idly
@@ -93,6 +95,7 @@ class Outbox:
         self._tick = tick
         # By id and attempt: a row that came back may be taken again before the ledger has said so of the first time.
         self._held: dict[tuple[UUID, int], Message] = {}
+        self._bulk = 0  # of those, how many are of levels 2 and 3
         self._outgoing: deque[Message] = deque()  # of those, what no courier has yet
         self._claims: dict[UUID, int] = {}  # open claim -> rows of it still in hand
         self._marks: dict[tuple[str, int], datetime] = {}
@@ -164,8 +167,7 @@ class Outbox:
     async def _take(self, levels: frozenset[int]) -> int:
         if 1 not in levels:
             await self._send_out(but=LEAD)
-        # Urgent rows have a reserve of their own: bulk in hand must not keep them out.
-        room = self.in_hand_max + (self.in_hand_max // 4 if 1 in levels else 0) - len(self._held)
+        room = self._room(urgent=1 in levels)
         if room < 1 if 1 in levels else self._crowded():
             self._full = True
             return 0
@@ -235,9 +237,15 @@ class Outbox:
         rooms = [wish.room - sum(coming[wish.lane, level] for level in range(1, wish.level + 1)) for wish in wishes]
         return [wish._replace(room=room) for wish, room in zip(wishes, rooms, strict=True) if room > 0]
 
+    def _room(self, *, urgent: bool) -> int:
+        """Room in the hands. Neither urgent rows nor bulk, however many, keep the others out."""
+        most, held = self.in_hand_max, len(self._held)
+        reserve = int(most * RESERVE_SHARE)
+        return most + reserve - held if urgent else max(most - held, reserve - self._bulk)
+
     def _crowded(self) -> bool:
         """Whether there is too little room for more bulk to be worth a claim."""
-        return self.in_hand_max - len(self._held) < max(1, int(self.in_hand_max * REFILL_SHARE))
+        return self._room(urgent=False) < max(1, int(self.in_hand_max * REFILL_SHARE))
 
     def _mark(self, wish: Wish) -> datetime:
         mark = self.mark(wish.lane, wish.level)
@@ -256,6 +264,7 @@ class Outbox:
     def _hold(self, message: Message, due_at: datetime) -> None:
         key = (message.lane, message.level)
         self._held[message.id, message.attempt] = message
+        self._bulk += message.level > 1
         self._claims[message.claim] = self._claims.get(message.claim, 0) + 1
         if due_at > self._marks.get(key, LONG_AGO):
             self._marks[key] = due_at
@@ -272,7 +281,9 @@ class Outbox:
 
     async def _tidy(self) -> None:
         """After a lost connection: is the database still ours, and are there claims of ours that we know nothing of?"""
+        losses = self._line.losses
         await self._look_home()
+        self._line.vouch(losses)
         fences = self.fences()
         await self._line.fetch("disown", self._owner, list(fences), list(fences.values()), list(self._claims))
 
@@ -292,6 +303,7 @@ class Outbox:
         for said in words:
             held = self._held.pop((said.id, said.attempt), None)
             if held is not None:
+                self._bulk -= held.level > 1
                 self._claims[held.claim] -= 1
                 if not self._claims[held.claim]:
                     del self._claims[held.claim]

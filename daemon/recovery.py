@@ -39,6 +39,16 @@ log = structlog.get_logger()
 DEBT_S = 120.0  # how far back it matters for pacing what was sent: the longest message at the slowest rate
 DEATHS_MAX = 3  # a message that was open in so many is tried no more
 STATEMENTS = ("open_claims", "spoken", "release", "forgotten")
+# Of acceptances those that Postgres does not know: the message waits, or was given up. Not what is sent once more because
+# its receipt was bad: that the provider had accepted it before is no news.
+_UNHEARD = """
+    SELECT w.id FROM unnest($1::uuid[], $2::integer[]) AS w (id, attempt)
+     WHERE (EXISTS (SELECT FROM outrider.queue q WHERE q.id = w.id)
+            OR EXISTS (SELECT FROM outrider.outcome u WHERE u.id = w.id AND u.rank < $3))
+       AND NOT EXISTS (SELECT FROM outrider.attempt a
+                        WHERE a.id = w.id AND a.kind = 'replay' AND a.attempt >= w.attempt
+                          AND a.reason ~ 'was (undelivered|failed)')
+"""
 
 
 class Recovery:
@@ -117,36 +127,35 @@ class Recovery:
         our log it could only doubt. Raises DatabaseDown, and may be run again.
         """
         waiting = {key: said for key, said in self._memory.answered.items() if said.get("status") in WAITING}
-        rows = await self._line.ask(
-            "SELECT id FROM outrider.queue WHERE id = ANY ($1::uuid[])"
-            " UNION SELECT id FROM outrider.outcome WHERE id = ANY ($1::uuid[]) AND rank < $2",  # given up meanwhile
-            list({id for id, _ in waiting}),
-            RANKS[Status.ACCEPTED],
-        )
-        ours = {row["id"] for row in rows}
-        await self._ledger.late([recalled(said, id, "") for (id, _), said in waiting.items() if id in ours])
+        newest = {id: attempt for id, attempt in sorted(waiting)}  # of several tries the last speaks, as everywhere
+        rows = await self._line.ask(_UNHEARD, list(newest), list(newest.values()), RANKS[Status.ACCEPTED])
+        unheard = [(row["id"], newest[row["id"]]) for row in rows]
+        await self._ledger.late([recalled(waiting[id, attempt], id, "") for id, attempt in unheard])
 
     async def _inherit(self, taken: Taken, open_rows: Iterable[Record]) -> None:
         """
         The pace goes on where the last holder left it. What we sent ourselves our lanes know, or our log; of another it
         is known what providers have accepted, and for how long it has been silent. What it had in hand may have left
-        at its last moment, by any of its senders.
+        at its last moment, by any of its senders. A sender that came from another group may have spoken until now.
         """
-        mine = taken.last_owner == self._owner
-        lease = (taken.grp, taken.last_epoch)
-        if mine and (lease in self._spoken or (lease in self._memory.leases and not self._memory.damaged)):
+        mine, lease = taken.last_owner == self._owner, (taken.grp, taken.last_epoch)
+        known = mine and (lease in self._spoken or (lease in self._memory.leases and not self._memory.damaged))
+        named = frozenset(taken.last_senders or ())
+        heirs = [sender for sender in taken.senders if not (known and sender in named)]
+        if not heirs:
             return
-        said: dict[str, list[tuple[float, int]]] = {sender: [] for sender in taken.senders}
+        said: dict[str, list[tuple[float, int]]] = {sender: [] for sender in heirs}
         now = self._tick()
+        for row in await self._line.fetch("spoken", heirs, DEBT_S):
+            said[row["sender"]].append((now - row["ago_s"], row["segments"]))
         silent_at = now - max(taken.silent_s or 0.0, 0.0)
-        if taken.last_owner is not None:
-            for row in await self._line.fetch("spoken", list(taken.senders), DEBT_S):
-                said[row["sender"]].append((now - row["ago_s"], row["segments"]))
-            longest = max((self._cost(row) for row in open_rows), default=0)
-            if longest:
-                for events in said.values():
-                    events.append((silent_at, longest))
-        self._lanes.inherit(said, silent_at=silent_at, afresh=taken.last_owner is not None)
+        longest = max((self._cost(row) for row in open_rows), default=0)
+        strangers = {sender: said.pop(sender) for sender in heirs if sender not in named}
+        if longest:
+            for events in said.values():
+                events.append((silent_at, longest))
+        self._lanes.inherit(said, silent_at=silent_at, afresh=True)
+        self._lanes.inherit(strangers, silent_at=now, afresh=False)
 
     def _judge(self, row: Record, grp: str) -> Word | None:
         key, mine = (row["id"], row["attempt"]), row["owner"] == self._owner

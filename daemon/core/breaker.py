@@ -178,12 +178,18 @@ def knock(
             tried = HalfOpen(_next(breaker), breaker.trips, since=now, passed=now)
             return knock(tried, level=level, now=now, temper=temper, roll=roll)
         case HalfOpen():
-            proven = breaker.good >= temper.probes[0] or now >= breaker.since + temper.rest_s
-            if _free(breaker, now, temper) == 0 or (level == 1 and not proven):
+            if _free(breaker, now, temper) == 0 or spared(breaker, level=level, now=now, temper=temper):
                 return breaker, None
             if _lost(breaker, now, temper):
                 breaker = replace(breaker, epoch=_next(breaker), out=0)
             return replace(breaker, out=breaker.out + 1, passed=now), breaker.epoch
+
+
+def spared(breaker: Breaker, *, level: int, now: float, temper: Temper) -> bool:
+    """Whether *level* is too urgent to be tried with while the breaker is half open: for a while others go first."""
+    if level > 1 or not isinstance(breaker, HalfOpen):
+        return False
+    return breaker.good < temper.probes[0] and now < breaker.since + temper.rest_s
 
 
 def learn(breaker: Breaker, permit: Permit, sign: Sign, *, now: float, temper: Temper, roll: float) -> Breaker:

@@ -71,7 +71,7 @@ async def test_a_wall_clock_that_jumps_changes_no_judgement(tmp_path: Path, monk
                 database = dice.choice(moments[zone]) + dice.choice((-3_600.0, 0.0, 3_600.0))
                 made.desk.told_the_time(database)
                 renewed = clock.went
-                made.leases._deadlines = {US: renewed + SPEAK_S}
+                made.leases._deadlines, made.leases._voices = {US: renewed + SPEAK_S}, {US: frozenset({US})}
             passed = dice.choice((0.0, 0.3, 1.0, 4.0, SPEAK_S))
             database += passed
             clock.go(passed)
@@ -79,14 +79,14 @@ async def test_a_wall_clock_that_jumps_changes_no_judgement(tmp_path: Path, monk
             if dice.random() < 0.3:  # a renewal, and what comes with it
                 made.desk.told_the_time(database)
                 renewed = clock.went
-                made.leases._deadlines = {US: renewed + SPEAK_S}
+                made.leases._deadlines, made.leases._voices = {US: renewed + SPEAK_S}, {US: frozenset({US})}
             speaks = clock.went < renewed + SPEAK_S
             assert made.leases.may_write(US) == speaks
             left = dice.choice((-3_600.0, -2.0, -0.01, 0.01, 2.0, 3_600.0))
             row = message(due_at=database - 1.0, expires_at=database + left)
             if speaks:
-                assert (made.desk.ask(row) == GO) == (left > 0)
-                assert isinstance(made.desk.ask(row), Refuse) == (left <= 0)
+                assert (made.desk.ask(row, US) == GO) == (left > 0)
+                assert isinstance(made.desk.ask(row, US), Refuse) == (left <= 0)
             assert abs(made.desk.now() - database) < 1e-3
             assert made.desk.validity(row) == pytest.approx(max(left - 1.0, 1.0), abs=1e-3)
     monkeypatch.undo()

@@ -186,6 +186,28 @@ async def test_a_wary_pooled_line_tells_when_another_server_answers(database: st
             connection._begin = re.sub(r"<> '\d{4}", "<> '1999", connection._begin)  # as if it had met one of long ago
             with pytest.raises(DatabaseDown, match="another server answers"):
                 await made.fetch("lanes")
+            made.vouch(made.losses)
+
+
+async def test_whoever_meets_the_loss_a_wary_line_runs_nothing_until_somebody_vouches(
+    database: str, connection: Connection
+) -> None:
+    async with line(database, "lanes", "sweep", wary=True) as made:
+        assert await made.fetch("lanes") == []
+        before = made.losses
+        await cut_all(connection)
+        with pytest.raises(DatabaseDown):
+            await made.ask("SELECT 1")  # somebody else, who has no part in what is claimed
+        with pytest.raises(DatabaseDown, match="nobody vouches"):
+            await made.fetch("lanes")
+        assert await made.ask("SELECT 1")  # to look around
+        with pytest.raises(DatabaseDown, match="nobody vouches"):
+            await made.fetch("lanes")
+        made.vouch(before)  # who looked before it was lost has seen another
+        with pytest.raises(DatabaseDown, match="nobody vouches"):
+            await made.fetch("lanes")
+        made.vouch(made.losses)
+        assert await made.fetch("lanes") == []
 
 
 async def test_a_direct_address_is_not_taken_for_a_pooler(database: str) -> None:

@@ -376,6 +376,20 @@ async def test_urgent_rows_have_room_of_their_own(house: House, connection: Conn
         assert len(await claimed(made, level=1)) == 1
 
 
+async def test_login_codes_without_end_leave_room_for_others(house: House, connection: Connection) -> None:
+    await insert(connection, 50, intent="otp")
+    await insert(connection, 10)
+    async with house() as made:
+        await made.leases._take()
+        made.outbox.in_hand_max = 20
+        assert len(await claimed(made, level=1)) == 25
+        bulk = await claimed(made)
+        assert len(bulk) == 5  # a quarter of the hands, however full they are
+        assert await claimed(made) == []
+        await written(made, *((one, Handed(Accepted("SM1"))) for one in bulk))
+        assert len(await claimed(made)) == 5
+
+
 # The ledger.
 
 
@@ -804,6 +818,9 @@ async def test_a_database_lost_while_nobody_asked_is_looked_at_before_the_next_c
         await asyncio.sleep(0.1)
         with pytest.raises(DatabaseDown, match="while nobody was asking"):
             await claimed(made)
+        with pytest.raises(DatabaseDown, match="nobody vouches"):
+            await claimed(made)
+        await made.outbox._tidy()
         assert await claimed(made) == []
 
 

@@ -6,9 +6,10 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 from uuid import uuid4
 
+from daemon.core.breaker import Temper
 from daemon.core.lifecycle import Status
 from daemon.core.outcome import Accepted, Fault, Rejected, Throttled, Uncertain, Unreachable
-from daemon.core.permission import Go, Hold, Refuse
+from daemon.core.permission import PAUSED_S, Go, Hold, Refuse
 from daemon.core.retries import MOST, RESERVED, SHARE, WAIT_MIN_S
 from daemon.core.routing import Unroutable
 from daemon.database import as_object
@@ -45,8 +46,10 @@ async def gate_of(clock: Wound) -> AsyncIterator[Gate]:
 @asynccontextmanager
 async def house(folder: Path, clock: Wound, configured: Settings | None = None) -> AsyncIterator[Engine]:
     async with engine(NOWHERE, folder, configured=configured or settings(), clock=clock) as made:
-        made.leases._epochs = {group.name: 1 for group in made.settings.groups()}
-        made.leases._deadlines = {group.name: clock.tick() + 8 for group in made.settings.groups()}
+        groups = made.settings.groups()
+        made.leases._epochs = {group.name: 1 for group in groups}
+        made.leases._voices = {group.name: frozenset(group.senders) for group in groups}
+        made.leases._deadlines = {group.name: clock.tick() + 8 for group in groups}
         yield made
 
 
@@ -180,6 +183,26 @@ async def test_a_route_avoids_what_is_shut_paused_or_resting(tmp_path: Path) -> 
         assert chosen() == US  # as before: the first that is free
 
 
+async def test_a_login_code_is_not_what_a_healing_provider_is_tried_with(tmp_path: Path) -> None:
+    clock = Wound()
+    async with house(tmp_path, clock, settings({"default": [US, OTHER]}, providers=AT_TWO)) as made:
+
+        def chosen(level: int) -> str:
+            found = made.router.choose(message(level=level))
+            assert isinstance(found, Route)
+            return found.lane.sender.address
+
+        gate = made.gates["sim"]
+        shut(gate)
+        clock.go(61)
+        assert gate.knock(3) is not None
+        assert gate.state == "half_open"
+        assert {chosen(1) for _ in range(9)} == {OTHER}
+        assert chosen(3) == US
+        clock.go(Temper().rest_s)  # nobody has tried it: somebody must
+        assert chosen(1) == US
+
+
 async def test_nowhere_to_go_now_is_not_nowhere_to_go_ever(tmp_path: Path) -> None:
     clock = Wound()
     async with house(tmp_path, clock) as made:
@@ -275,18 +298,28 @@ async def test_the_desk_lets_go_and_says_why_not(tmp_path: Path) -> None:
     clock = Wound()
     async with house(tmp_path, clock) as made:
         desk, row = made.desk, message()
-        assert isinstance(desk.ask(row), Go)
+        assert isinstance(desk.ask(row, US), Go)
         desk.pauses = {"service:default": "by hand"}
-        assert isinstance(desk.ask(row), Hold)
+        assert isinstance(desk.ask(row, US), Hold)
         desk.pauses = {}
         desk.held = "a copy"
-        assert isinstance(desk.ask(row), Hold)
+        assert isinstance(desk.ask(row, US), Hold)
         desk.held = None
+        for word in (
+            "all",
+            f"sender:{US}",
+            "provider:sim",
+        ):  # it was routed before it was paused, and waited for its turn
+            desk.pauses = {word: "by hand"}
+            assert desk.ask(row, US) == Hold(clock.now() + PAUSED_S, "paused: by hand")
+        desk.pauses = {f"sender:{OTHER}": "by hand", "provider:another": "by hand"}
+        assert isinstance(desk.ask(row, US), Go)
+        desk.pauses = {}
         desk.cancel(row.id)
-        assert desk.ask(row) == Refuse(Status.CANCELED, "canceled by the application")
-        assert isinstance(desk.ask(message(expires_at=clock.now() - 1)), Refuse)
+        assert desk.ask(row, US) == Refuse(Status.CANCELED, "canceled by the application")
+        assert isinstance(desk.ask(message(expires_at=clock.now() - 1), US), Refuse)
         clock.go(8)
-        assert isinstance(desk.ask(message()), Hold)  # the lease runs out before an exchange would end
+        assert isinstance(desk.ask(message(), US), Hold)  # the lease runs out before an exchange would end
 
 
 async def test_an_opt_out_of_no_tenant_is_for_all_tenants(tmp_path: Path) -> None:
@@ -297,7 +330,7 @@ async def test_an_opt_out_of_no_tenant_is_for_all_tenants(tmp_path: Path) -> Non
             (tenant, recipient)
             for tenant in ("", "acme", "other")
             for recipient in ("+12025550101", "+12025550102", "+12025550103")
-            if isinstance(desk.ask(message(tenant=tenant, recipient=recipient)), Refuse)
+            if isinstance(desk.ask(message(tenant=tenant, recipient=recipient), US), Refuse)
         ]
         assert refused == [
             ("", "+12025550101"),
@@ -311,10 +344,10 @@ async def test_a_clock_behind_the_databases_sends_what_the_claim_found_due(tmp_p
     """Otherwise a row would be held, given back, claimed and held again, as fast as the machine can."""
     clock = Wound()
     async with house(tmp_path, clock) as made:
-        assert isinstance(made.desk.ask(message(due_at=clock.now() + 3_600)), Go)
+        assert isinstance(made.desk.ask(message(due_at=clock.now() + 3_600), US), Go)
         made.desk.told_the_time(clock.now() + 3_600.0)
         assert made.desk.now() == clock.now() + 3_600
-        assert isinstance(made.desk.ask(message(expires_at=clock.now() + 60)), Refuse)
+        assert isinstance(made.desk.ask(message(expires_at=clock.now() + 60), US), Refuse)
 
 
 async def test_cancellations_are_remembered_but_not_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -190,6 +190,19 @@ async def test_a_new_rate_judges_the_old_debt() -> None:
     assert lane.pace.earliest(1, clock.tick()) >= clock.tick() + 0.9
 
 
+async def test_a_sender_that_was_removed_and_comes_back_has_spoken() -> None:
+    made, lane, clock = wound(rate=1)
+    turn, late = lane.join(3, 5), lane.join(1, 1)
+    turn.left(clock.tick())
+    made.reload([sender("b")])
+    assert late.granted is False
+    clock.go(0.5)
+    made.reload([sender(rate=1), sender("b")])
+    again = made["a"]
+    assert again is not lane
+    assert again.pace.earliest(1, clock.tick()) - clock.tick() == pytest.approx(4.5, abs=0.1)
+
+
 async def test_debt_is_remembered_from_the_log() -> None:
     made, lane, clock = wound(rate=1)
     made.remember([Dispatch("a", 3, clock.tick() - 0.5), Dispatch("gone", 1, clock.tick())])

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from daemon.core.routing import Sender
 from daemon.lanes import Lanes
-from daemon.router import Pool, Route, Router, Soonest
+from daemon.router import ASIDE, Pool, Route, Router, Soonest
 from tests.shell.parts import message
 
 if TYPE_CHECKING:
@@ -52,7 +52,9 @@ class Bench:
         for lane in self.lanes.sooner:
             self.soonest.sooner(lane)
         self.lanes.sooner.clear()
-        return self.soonest.first()
+        first = self.soonest.first()
+        assert first is not None
+        return first
 
 
 DEEDS = st.one_of(
@@ -132,8 +134,19 @@ class Wide:
 
     name = "sim"
     pauses: Mapping[str, str] = {}
+    refused = None
+    now = 0.0
 
     def quota(self) -> None:
+        return None
+
+    def shut(self, _level: int) -> bool:
+        return False
+
+    def tick(self) -> float:
+        return self.now
+
+    def paused(self, _what: str) -> None:
         return None
 
 
@@ -166,6 +179,54 @@ def test_a_lane_that_is_free_sooner_is_told_of_once_however_many_countries_are_w
         return told
 
     assert asyncio.run(play()) == 1
+
+
+def test_one_bad_sender_in_a_large_pool_costs_a_look_and_rests_no_longer_than_others() -> None:
+    async def play() -> None:
+        bench, wide = Bench.of(*([10.0] * 1_000)), Wide()
+        router = Router(bench.lanes, {"sim": cast("Gate", wide)}, desk=cast("Desk", wide))
+        router.reload({"news": Pool(tuple(bench.lanes.addresses))})
+        bad = bench.all[0].sender.address
+        looked = []
+        blocked = router.blocked
+
+        def counted(sender: Sender, now: float, level: int = 3) -> str | None:
+            looked.append(sender.address)
+            return blocked(sender, now, level)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(router, "blocked", counted)
+            router.resting = {bad: (30.0, "21606: not yours")}  # and idle, it is the first of them from now on
+            for _ in range(100):
+                choice = router.choose(message(service="news"))
+                assert isinstance(choice, Route)
+                assert choice.lane.sender.address != bad
+                assert choice.lane.free_at == min(lane.free_at for lane in bench.all)
+                choice.lane.join(3, 1)
+            assert len(looked) == 200  # itself, and who went instead
+            wide.now = 30.0
+            choice = router.choose(message(service="news"))
+            assert isinstance(choice, Route)
+            assert choice.lane.sender.address == bad
+            assert (len(looked), router.resting) == (200, {})
+
+    asyncio.run(play())
+
+
+@pytest.mark.parametrize("blocked", [10, 16, 17, 40])
+def test_blocked_lanes_are_passed_over_and_lost_to_nobody(blocked: int) -> None:
+    async def play() -> None:
+        bench = Bench.of(*([10.0] * 40))
+        away = set(bench.all[:blocked])
+        found = bench.soonest.first_of(lambda lane: lane not in away)
+        assert found is (bench.all[blocked] if blocked < ASIDE else None)  # else each is weighed
+        seen = set()
+        for _ in range(40):
+            seen.add(bench.first())
+            bench.first().join(3, 1)
+        assert seen == set(bench.all)
+
+    asyncio.run(play())
 
 
 def test_who_gives_up_in_the_queue_leaves_his_time_to_others() -> None:

@@ -16,11 +16,12 @@ from daemon.cli import queries
 from daemon.cli.overview import Overview, show
 from daemon.core.lifecycle import Status
 from daemon.core.outcome import Accepted, Uncertain
-from daemon.core.permission import Refuse
+from daemon.core.permission import Go, Hold, Refuse
 from daemon.core.verdict import Again, Doubt, Ended, Handed
 from daemon.janitor import WHO_MAX
 from daemon.ledger import word
-from tests.shell.parts import OTHER, US, dialect, engine, settings
+from daemon.outbox import Wish
+from tests.shell.parts import OTHER, US, dialect, engine, message, settings
 from tests.shell.test_engine import claimed, crash, insert, sent, states, written
 from tests.shell.test_watchers import listing, provider
 
@@ -194,6 +195,131 @@ async def test_what_a_daemon_of_other_settings_left_is_its_own(house: House, con
         assert await states(connection) == {"unknown": 4}
 
 
+# Reloads, one daemon at a time.
+
+A, B, X, _ = ADDRESSES
+EARLIER = "+15550000001"  # in the alphabet: a group is named after the first of its senders
+BEFORE = settings({"a": [A, X], "b": [B], "c": [B]})
+AFTER = settings({"a": [A], "b": [B, X], "c": [A]})  # a sender and a service have moved
+
+
+async def reloaded(made: Engine, configured: Settings) -> None:
+    made.reload(configured)
+    await made.announce()
+
+
+async def shared(first: Engine, second: Engine) -> None:
+    """The first speaks for A and X, the second for B."""
+    for made in (first, second):
+        await made.announce()
+    for made in (first, second):
+        await made.leases._take()
+    assert (set(first.leases.held), set(second.leases.held)) == ({A}, {B})
+
+
+async def test_a_sender_that_moved_is_spoken_for_by_one_at_a_time(house: House, connection: Connection) -> None:
+    ids = sorted((uuid4(), uuid4()))
+    async with (
+        house("one", owner=ids[0], configured=BEFORE) as first,
+        house("two", owner=ids[1], configured=BEFORE) as second,
+    ):
+        await shared(first, second)
+        moved = message(group=B, lane="b", service="b")
+        await reloaded(second, AFTER)
+        assert isinstance(second.desk.ask(moved, B), Go)
+        assert isinstance(second.desk.ask(moved, X), Hold)  # its lease does not name that one
+        assert not second.leases.may_claim(B)
+        for _ in range(2):
+            await second.leases._leave()
+            await second.leases._take()
+            assert B not in second.leases.held  # the other still speaks for X
+        assert isinstance(first.desk.ask(message(group=A), X), Go)
+        await reloaded(first, AFTER)
+        assert not first.leases.may_claim(A)
+        await first.leases._leave()
+        await first.leases._take()
+        await second.leases._take()
+        assert (set(first.leases.held), set(second.leases.held)) == ({A}, {B})
+        assert isinstance(second.desk.ask(moved, X), Go)
+        assert isinstance(first.desk.ask(message(group=A), X), Hold)
+        assert second.leases.may_claim(B)
+        now = second._clock.tick()
+        assert 0.5 < second.lanes[X].pace.earliest(1, now) - now <= 1.02  # it may have spoken until a moment ago
+
+
+async def test_a_service_that_moved_is_claimed_by_one_at_a_time(house: House, connection: Connection) -> None:
+    ids = sorted((uuid4(), uuid4()))
+    async with (
+        house("one", owner=ids[0], configured=BEFORE) as first,
+        house("two", owner=ids[1], configured=BEFORE) as second,
+    ):
+        await shared(first, second)
+        await insert(connection, 3, service="c")
+        second.outbox._wishes = lambda _levels: [Wish(B, "c", 3, 10)]
+        second.outbox._deliver = lambda _message: None
+        assert await second.outbox._take(frozenset({3})) == 3
+        await reloaded(first, AFTER)
+        assert "c" not in {wish.lane for wish in first.wishes(frozenset({3}))}
+        for _ in range(2):
+            await first.leases._leave()
+            await first.leases._take()
+            assert A not in first.leases.held
+        await reloaded(second, AFTER)
+        await second.leases._leave()
+        assert B in second.leases.held  # three are still in hand
+        await first.leases._take()
+        assert A not in first.leases.held
+        await written(second, *((one, Doubt("no answer")) for one in list(second.outbox._held.values())))
+        await second.leases._leave()
+        await first.leases._take()
+        assert A in first.leases.held
+        assert "c" in {wish.lane for wish in first.wishes(frozenset({3}))}
+
+
+async def test_a_group_that_was_split_is_freed_for_others(house: House) -> None:
+    together, apart = settings({"a": [A, X]}), settings({"a": [A], "x": [X]})
+    ids = sorted((uuid4(), uuid4()))
+    async with (
+        house("one", owner=ids[0], configured=together) as first,
+        house("two", owner=ids[1], configured=apart) as second,
+    ):
+        await first.announce()
+        await first.leases._take()
+        await reloaded(first, apart)
+        await second.announce()
+        await second.leases._take()
+        assert not second.leases.held
+        await first.leases._leave()
+        await first.leases._take()
+        await second.leases._take()
+        assert (set(first.leases.held), set(second.leases.held)) == ({A}, {X})
+
+
+async def test_what_was_left_under_another_name_of_the_group_is_judged_first(
+    house: House, connection: Connection
+) -> None:
+    """A container that was killed, and started again with one sender more and without its folder."""
+    await insert(connection, 4)
+    more = settings({"default": [EARLIER, US]})
+    async with house("one") as made, house("two", configured=more) as again:
+        await made.announce()
+        await made.leases._take()
+        await crash(made, await claimed(made))
+        await again.announce()
+        await again.leases._take()
+        assert not again.leases.held  # it may still be alive, and speak
+        await connection.execute(EXPIRE.format("20 s"))
+        await connection.execute("UPDATE outrider.instance SET seen_at = seen_at - interval '1 minute'")
+        await again.announce()
+        await again.leases._take()
+        assert EARLIER in again.leases.held
+        assert await states(connection) == {"unknown": 4}
+        await again.leases._leave()
+        assert set(again.leases.held) == {EARLIER}
+        await made.leases._renew()  # should it only have been frozen: its lease is another's now
+        assert not made.leases.held
+
+
 # Debt.
 
 
@@ -342,6 +468,41 @@ async def test_it_is_heard_after_the_doubt_was_given_up_as_well(house: House, co
         assert await connection.fetchval("SELECT reference FROM outrider.outcome WHERE id = $1", taken[2].id) == "SM7"
 
 
+async def test_a_replay_is_not_undone_by_what_was_accepted_before_it(house: House, connection: Connection) -> None:
+    """Twice accepted, twice undelivered, sent again each time: the log of a clean restart knows both acceptances."""
+    owner = uuid4()
+    (id,) = await insert(connection)
+    for reference in ("SM1", "SM2"):
+        async with house(owner=owner) as made:
+            await made.recovery.testify()
+            await made.leases._take()
+            (one,) = await claimed(made)
+            made.journal.dispatched(one.id, one.attempt, US, 1, made._clock.tick())
+            said = word(one, US, Handed(Accepted(reference)), now=made.desk.now(), exchange=sent(made, one))
+            made.journal.answered(one.id, one.attempt, said.json())
+            await made.ledger.write([said])
+            await made.leases.drop()
+        bad = "UPDATE outrider.outcome SET status = 'undelivered', rank = 8 WHERE id = $1"
+        await connection.execute(bad, id)
+        assert await connection.fetchval("SELECT outrider.replay($1)", id)
+    async with house(owner=owner) as again:
+        await again.recovery.testify()
+        assert await states(connection) == {"queued": 1}
+
+
+async def test_of_two_acceptances_of_a_message_the_last_is_told(house: House, connection: Connection) -> None:
+    owner = uuid4()
+    taken = await died(house, connection, owner)
+    async with house(owner=owner) as made:
+        lost = taken[2]
+        said = word(lost, US, Handed(Accepted("SM8")), now=made.desk.now(), exchange=sent(made, lost))
+        said.attempt = 2
+        made.journal.answered(lost.id, 2, said.json())
+    async with house(owner=owner) as again:
+        await again.recovery.testify()
+        assert await connection.fetchval("SELECT reference FROM outrider.outcome WHERE id = $1", lost.id) == "SM8"
+
+
 async def lost(house: House, connection: Connection, configured: Settings | None = None) -> UUID:
     """A message in doubt of which no log tells by whom it was sent, if at all."""
     (id,) = await insert(connection)
@@ -434,7 +595,7 @@ async def test_two_that_take_at_once_see_each_other(house: House, connection: Co
     async with house("one") as first, house("two", configured=settings({"default": [OTHER]})) as second:
         async with connection.transaction():
             await connection.fetch(
-                "SELECT * FROM outrider.take_lease($1, $2, 25, 8, $3, 'hash', 15)", US, first.owner, [US, OTHER]
+                "SELECT * FROM outrider.take_lease($1, $2, 25, 8, $3, '{}', 'hash', 15)", US, first.owner, [US, OTHER]
             )
             taking = asyncio.create_task(second.leases._take())
             done, _ = await asyncio.wait([taking], timeout=0.3)
@@ -457,7 +618,7 @@ async def test_a_cancellation_outlives_the_daemon_that_was_told(house: House, co
         await second.signals.begin()
         await second.leases._take()
         (again,) = await claimed(second)
-        assert second.desk.ask(again) == Refuse(Status.CANCELED, "canceled by the application")
+        assert second.desk.ask(again, US) == Refuse(Status.CANCELED, "canceled by the application")
 
 
 async def test_a_replay_is_a_later_word_than_a_cancellation(house: House, connection: Connection) -> None:

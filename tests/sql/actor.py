@@ -62,7 +62,7 @@ class Actor:
         return await self.connection.fetch(statement(name), *arguments)
 
     async def lease(self, seconds: float = 3600.0) -> bool:
-        rows = await self.run("lease_take", self.group, self.owner, seconds, seconds, [], "", 15.0)
+        rows = await self.run("lease_take", self.group, self.owner, seconds, seconds, [], [], "", 15.0)
         if rows:
             self.epoch = rows[0]["epoch"]
         return bool(rows)

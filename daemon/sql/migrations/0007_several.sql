@@ -5,7 +5,9 @@ ALTER TABLE outrider.instance
 -- groups, from here on: those of its settings, whoever holds them. Who holds what stands in lease.
 
 ALTER TABLE outrider.lease
-    ADD COLUMN senders  text[] NOT NULL DEFAULT '{}',  -- for whom its holder speaks; no sender stands in two live leases
+    ADD COLUMN senders  text[] NOT NULL DEFAULT '{}',  -- for whom its holder speaks, and what it carries: no sender and
+    ADD COLUMN services text[] NOT NULL DEFAULT '{}',  -- no service stands in the leases of two holders
+    ADD COLUMN dropped  boolean NOT NULL DEFAULT false,  -- given back with nothing in hand: then it names nobody any more
     ADD COLUMN taken_at timestamptz NOT NULL DEFAULT clock_timestamp(),
     ADD COLUMN speaks   timestamptz NOT NULL DEFAULT clock_timestamp();
     -- speaks: its holder starts no write after this moment, so no debt of its senders is younger than that
@@ -13,12 +15,13 @@ ALTER TABLE outrider.lease
 GRANT SELECT (serving) ON outrider.instance TO outrider_reader, outrider_operator;
 
 -- Take the lease of a group that is free, has run out, or is the taker's own. A new epoch each time: what the last holder
--- still writes is fenced. Nothing is returned when somebody else speaks: for the group, for one of its senders under
--- another group's name (other settings), or when its last holder lives, still wants it, and has other settings.
+-- still writes is fenced. Nothing is returned when somebody else speaks: for the group, for one of its senders or services
+-- under another group's name (other settings), or when its last holder lives, still wants it, and has other settings.
+-- A lease that has run out names them still, until it is given back or taken: what its holder left must be judged first.
 CREATE FUNCTION outrider.take_lease(
-    wanted text, taker uuid, lasts_s double precision, speaks_s double precision, voices text[], hash text,
+    wanted text, taker uuid, lasts_s double precision, speaks_s double precision, voices text[], carried text[], hash text,
     alive_s double precision
-) RETURNS TABLE (epoch bigint, last_owner uuid, last_epoch bigint, silent_s double precision)
+) RETURNS TABLE (epoch bigint, last_owner uuid, last_epoch bigint, silent_s double precision, last_senders text[])
     LANGUAGE plpgsql
     SET search_path = pg_catalog, pg_temp
 AS $$
@@ -36,24 +39,27 @@ BEGIN
         RETURN;
     END IF;
     IF EXISTS (SELECT FROM outrider.lease l
-                WHERE l.grp <> wanted AND l.owner <> taker AND l.until > clock_timestamp() AND l.senders && voices) THEN
+                WHERE l.grp <> wanted AND l.owner <> taker AND NOT l.dropped
+                  AND (l.senders && voices OR l.services && carried)) THEN
         RETURN;
     END IF;
-    INSERT INTO outrider.lease AS l (grp, owner, epoch, until, senders, speaks)
-    VALUES (wanted, taker, 1, clock_timestamp() + make_interval(secs => lasts_s), voices,
+    INSERT INTO outrider.lease AS l (grp, owner, epoch, until, senders, services, speaks)
+    VALUES (wanted, taker, 1, clock_timestamp() + make_interval(secs => lasts_s), voices, carried,
             clock_timestamp() + make_interval(secs => speaks_s))
         ON CONFLICT (grp) DO UPDATE
            SET owner = excluded.owner, epoch = l.epoch + 1, until = excluded.until, senders = excluded.senders,
-               taken_at = clock_timestamp(), speaks = excluded.speaks
+               services = excluded.services, dropped = false, taken_at = clock_timestamp(), speaks = excluded.speaks
     RETURNING l.epoch INTO take_lease.epoch;
     last_owner := last.owner;
     last_epoch := last.epoch;
     silent_s := extract(epoch FROM clock_timestamp() - last.speaks);
+    last_senders := last.senders;
     RETURN NEXT;
 END
 $$;
 
-REVOKE ALL ON FUNCTION outrider.take_lease(text, uuid, double precision, double precision, text[], text, double precision)
-    FROM PUBLIC;
+REVOKE ALL ON FUNCTION
+    outrider.take_lease(text, uuid, double precision, double precision, text[], text[], text, double precision) FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION
-    outrider.take_lease(text, uuid, double precision, double precision, text[], text, double precision) TO outrider_daemon;
+    outrider.take_lease(text, uuid, double precision, double precision, text[], text[], text, double precision)
+    TO outrider_daemon;
