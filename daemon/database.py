@@ -121,8 +121,8 @@ class Line:
         wary: bool = False,
     ) -> None:
         self.name = name
-        # What answers after a connection was lost may be another database: a wary line runs no statement of its own on it,
-        # whoever it was that met the loss, until somebody has asked around and vouches for it.
+        # What answers after a connection was lost may be another database: a wary line runs no statement of its own on
+        # it, whoever it was that met the loss, until somebody has asked around and vouches for it.
         self._wary = wary
         self.losses = self._vouched = 0
         self._dsn = dsn

@@ -127,7 +127,7 @@ class Leases:
             await sleep_unless(stop, LEAVING_S if self._epochs.keys() - self._kept() else LOOK_S)
 
     def reload(self) -> None:
-        """Our settings have changed: of groups that are others now nothing more is claimed, until they are taken anew."""
+        """Our settings have changed: of groups that are others now nothing is claimed until they are taken anew."""
         self._parting |= self._regrouped(self._groups())
 
     def renounce(self) -> None:
@@ -170,10 +170,8 @@ class Leases:
         if any(row["senders"] is not None for row in rows):
             voices = {sender for group in wanted.values() for sender in group.senders}
             carried = {service for group in wanted.values() for service in group.services}
-            rows = [
-                row for row in rows
-                if row["senders"] is None or voices.intersection(row["senders"]) or carried.intersection(row["services"])
-            ]  # fmt: skip
+            rows = [row for row in rows if row["senders"] is None
+                    or voices.intersection(row["senders"]) or carried.intersection(row["services"])]  # fmt: skip
         return sorted({row["grp"] for row in rows})
 
     async def _mine(self, wanted: Mapping[str, Group]) -> set[str]:

@@ -54,6 +54,7 @@ if TYPE_CHECKING:
 
 STUCK_S = 20.0  # an outbox that has not looked for so long, or a ledger that has not written, is not progressing
 TROUBLES = 20
+FORGED_S = 60.0  # callbacks with a bad signature that are told of together
 HISTORY_S = 120
 HANDFUL = 64  # messages counted together: half the bytecodes of counting each by itself
 _STATES = ("closed", "half_open", "open")  # as the metric counts them
@@ -79,6 +80,7 @@ class Observer:
         self._in_doubt: int | None = None
         self.vacuum_held: Culprit | None = None
         self._troubles: deque[Trouble] = deque(maxlen=TROUBLES)
+        self._forged: dict[str, tuple[float, int]] = {}  # by provider: since when, and how many
         self.anomalies = Anomalies(metrics, tick=clock.tick, trouble=self.trouble)
         self._books: tuple[Balance, ...] = ()
         self._looked_at = self._written_at = clock.tick()
@@ -214,7 +216,9 @@ class Observer:
         if result not in {"kept", "stray", "empty"}:
             self._metrics.callbacks_refused(provider, result).inc()
         if result == "forged":
-            self.trouble(f"a callback in the name of {provider} had a bad signature")
+            since, many = self._forged.get(provider, (0.0, 0))
+            now = self._clock.now()
+            self._forged[provider] = (since, many + 1) if since <= now < since + FORGED_S else (now, 1)
 
     def trouble(self, what: str) -> None:
         """Something an operator should see."""
@@ -335,13 +339,8 @@ class Observer:
         engine, tick = self._running(), self._clock.tick()
         latency = (spread.latency(tick, stage) for stage, spread in self._spreads.items())
         return Everything(
-            at=self._clock.now(),
-            version=__version__,
-            instance=str(engine.owner),
-            state=self._now(),
-            uptime_s=tick - self._started,
-            held=engine.desk.held,
-            totals=dict(self._totals),
+            at=self._clock.now(), version=__version__, instance=str(engine.owner), state=self._now(),
+            uptime_s=tick - self._started, held=engine.desk.held, totals=dict(self._totals),
             rates=Rates(
                 claimed=_pace(self._claimed, tick), sent=_pace(self._sent, tick), delivered=_pace(self._delivered, tick)
             ),
@@ -354,8 +353,16 @@ class Observer:
             groups=tuple(Held(group=group, epoch=epoch) for group, epoch in engine.leases.held.items()),
             pauses=tuple(Pause(what=what, reason=reason) for what, reason in engine.desk.pauses.items()),
             books=self._books,
-            troubles=tuple(self._troubles),
-        )
+            troubles=self._recent(),
+        )  # fmt: skip
+
+    def _recent(self) -> tuple[Trouble, ...]:
+        """The newest first. A provider's forgeries are one line, of its latest minute: anybody can send thousands."""
+        forged = [
+            Trouble(at=since, what=f"callbacks in the name of {provider} with a bad signature: {many} within a minute")
+            for provider, (since, many) in self._forged.items()
+        ]
+        return tuple(sorted((*forged, *self._troubles), key=lambda one: one.at, reverse=True)[:TROUBLES])
 
     def _sender(self, address: str, tick: float) -> SenderNow:
         engine = self._running()
@@ -365,14 +372,9 @@ class Observer:
         blocked = engine.router.blocked(lane.sender, tick)
         state = SenderState.PAUSED if paused else SenderState.BLOCKED if blocked else SenderState.OPEN
         return SenderNow(
-            address=address,
-            provider=lane.sender.provider,
-            rate=lane.sender.rate * lane.pace.share,
-            used=min(used, 1.0),
-            waiting=lane.backlog,
-            state=state,
-            reason=paused or blocked or "",
-        )
+            address=address, provider=lane.sender.provider, rate=lane.sender.rate * lane.pace.share,
+            used=min(used, 1.0), waiting=lane.backlog, state=state, reason=paused or blocked or "",
+        )  # fmt: skip
 
     def _provider(self, name: str, tick: float) -> ProviderNow:
         gate = self._running().gates[name]
@@ -382,11 +384,9 @@ class Observer:
             if provider == name
         }
         return ProviderNow(
-            name=name,
-            breaker=BreakerState(gate.state),
-            in_flight=gate.in_flight,
+            name=name, breaker=BreakerState(gate.state), in_flight=gate.in_flight,
             errors={kind: many for kind, many in errors.items() if many},
-        )
+        )  # fmt: skip
 
     def _now(self) -> State:
         return State.HOLDING if self._state is State.SERVING and self._running().desk.held else self._state

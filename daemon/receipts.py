@@ -9,12 +9,14 @@ way go together into the next (group commit). Merging is the lattice's work (``c
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from daemon.core.lifecycle import RANKS
 from daemon.database import DatabaseDown
+from daemon.pooler import TransactionPooler
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -27,6 +29,8 @@ if TYPE_CHECKING:
 
 BATCH = 500  # receipts in one commit: 7 ms of Postgres
 PENDING_MAX = 20_000  # a burst of 5,000/s for 4 s; beyond it callers are told to come again
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,8 +47,16 @@ class Overrun(Exception):
     """More receipts are waiting than the book has room for: the provider shall come again."""
 
 
+class Unwritten(Exception):
+    """A fault of ours stood between the news and the table. The log tells which; nobody may be answered with a yes."""
+
+
 class ReceiptBook:
-    """Takes news, and returns when it is committed. Raises DatabaseDown or Overrun: nothing was written then."""
+    """
+    Takes news, and returns when it is committed. Raises DatabaseDown or Overrun: nothing was written then.
+
+    TransactionPooler and Unwritten are no trouble that passes: they are for whoever ends the daemon, or says 500.
+    """
 
     def __init__(self, line: Line, observer: Observer) -> None:
         self._line = line
@@ -67,8 +79,8 @@ class ReceiptBook:
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._pending.append((news, done))
         self._size += len(news)
-        if self._writer is None or self._writer.done():
-            self._writer = asyncio.create_task(self._write(), name="receipts")
+        if self._writer is None:
+            self._begin()
         await done
 
     async def heard_from(self, provider: str, message: Inbound) -> None:
@@ -77,6 +89,20 @@ class ReceiptBook:
             "inbound", provider, message.reference, message.sender, message.recipient, message.body, message.opt_out,
             dict(message.details),
         )  # fmt: skip
+
+    def _begin(self) -> None:
+        self._writer = asyncio.create_task(self._write(), name="receipts")
+        self._writer.add_done_callback(self._ended)
+
+    def _ended(self, writer: asyncio.Task[None]) -> None:
+        """All is written, or a batch was our undoing: what came meanwhile does not go with it."""
+        self._writer = None
+        if writer.cancelled():
+            return  # so is everything: the loop closes
+        if fault := writer.exception():
+            _log.error("receipts could not be written", exc_info=fault)
+        if self._pending:
+            self._begin()
 
     async def _write(self) -> None:
         while self._pending:
@@ -92,10 +118,8 @@ class ReceiptBook:
     async def _commit(self, batch: list[News], waiting: list[asyncio.Future[None]]) -> None:
         try:
             rows = await self._line.fetch("receive", *_columns(batch))
-        except DatabaseDown as down:
-            for done in waiting:
-                if not done.done():
-                    done.set_exception(down)
+        except (DatabaseDown, TransactionPooler) as trouble:
+            _refuse(waiting, trouble)
         else:
             self._observer.heard(batch, [(row["provider"], row["delay_s"]) for row in rows if row["provider"]])
             self._observer.anomalies.found(row for row in rows if row["kind"])
@@ -103,9 +127,14 @@ class ReceiptBook:
                 if not done.done():
                     done.set_result(None)
         finally:
-            # Cancelled, or our own fault: whoever waits must not be answered with a 2xx.
-            for done in waiting:
-                done.cancel()
+            # Cancelled, or our own fault: whoever waits must not be answered with a 2xx, nor believe himself cancelled.
+            _refuse(waiting, Unwritten("receipts could not be written"))
+
+
+def _refuse(waiting: Sequence[asyncio.Future[None]], trouble: Exception) -> None:
+    for done in waiting:
+        if not done.done():
+            done.set_exception(trouble)
 
 
 def _columns(batch: Sequence[News]) -> tuple[list[object], ...]:

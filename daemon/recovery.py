@@ -39,8 +39,8 @@ log = structlog.get_logger()
 DEBT_S = 120.0  # how far back it matters for pacing what was sent: the longest message at the slowest rate
 DEATHS_MAX = 3  # a message that was open in so many is tried no more
 STATEMENTS = ("open_claims", "spoken", "release", "forgotten")
-# Of acceptances those that Postgres does not know: the message waits, or was given up. Not what is sent once more because
-# its receipt was bad: that the provider had accepted it before is no news.
+# Of acceptances those that Postgres does not know: the message waits, or was given up. Not what is sent once more
+# because its receipt was bad: that the provider had accepted it before is no news.
 _UNHEARD = """
     SELECT w.id FROM unnest($1::uuid[], $2::integer[]) AS w (id, attempt)
      WHERE (EXISTS (SELECT FROM outrider.queue q WHERE q.id = w.id)
@@ -127,7 +127,7 @@ class Recovery:
         our log it could only doubt. Raises DatabaseDown, and may be run again.
         """
         waiting = {key: said for key, said in self._memory.answered.items() if said.get("status") in WAITING}
-        newest = {id: attempt for id, attempt in sorted(waiting)}  # of several tries the last speaks, as everywhere
+        newest = dict(sorted(waiting))  # of several tries the last speaks, as everywhere
         rows = await self._line.ask(_UNHEARD, list(newest), list(newest.values()), RANKS[Status.ACCEPTED])
         unheard = [(row["id"], newest[row["id"]]) for row in rows]
         await self._ledger.late([recalled(waiting[id, attempt], id, "") for id, attempt in unheard])

@@ -44,9 +44,7 @@ async def supervise(services: Sequence[Service], *, stop: asyncio.Event, grace_s
 
     async def guard(service: Service) -> None:
         try:
-            await service.run(stop)
-            if not stop.is_set():
-                raise RuntimeError(f"{service.name} returned before it was told to stop")
+            await _served(service, stop)
         except Exception as failure:
             log.exception("service.failed", service=service.name)
             failures.append(failure)
@@ -64,6 +62,20 @@ async def supervise(services: Sequence[Service], *, stop: asyncio.Event, grace_s
         failures.append(overdue)
     if failures:
         raise ExceptionGroup("the daemon did not end well", failures)
+
+
+async def _served(service: Service, stop: asyncio.Event) -> None:
+    """Run *service* to its end, which is a failure unless it was told to stop, or cancelled by us."""
+    try:
+        await service.run(stop)
+    except asyncio.CancelledError as stray:
+        task = asyncio.current_task()
+        if task is not None and task.cancelling():
+            raise
+        # Somebody it waited for was cancelled: a task group would take that for an orderly end.
+        raise RuntimeError(f"{service.name} was cancelled, and by nobody") from stray
+    if not stop.is_set():
+        raise RuntimeError(f"{service.name} returned before it was told to stop")
 
 
 def notify(*lines: str) -> None:

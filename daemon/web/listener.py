@@ -5,11 +5,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from typing import TYPE_CHECKING, cast
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Final, cast
 
 from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 
+from daemon.database import first_of
+from daemon.pooler import TransactionPooler
 from daemon.web.porter import Porter
 
 if TYPE_CHECKING:
@@ -26,6 +29,7 @@ UNREAD_S = 5.0  # how long an answer may lie unread; aiohttp waits for ever for 
 SWEEP_S = 0.5
 LINGER_S = 1.0  # for what a client still says after it was turned away; without it a reset overtakes our answer
 FINISH_S = 5.0  # for answers under way when the daemon stops
+ALWAYS: Final = web.AppKey("always", Mapping[str, str])  # headers of an app's answers, where aiohttp answers for it
 
 
 def _of_interest(record: logging.LogRecord) -> bool:
@@ -65,19 +69,13 @@ class Listener:
         self._connections_max = connections_max
         self._callers: dict[Porter, None] = {}  # in the order in which they came
         self._asked: dict[asyncio.Protocol, web.Request] = {}  # by connection: what is being answered there
+        self._misled: TransactionPooler | None = None
+        self._over = asyncio.Event()  # that is known
         app.middlewares.insert(0, self._note)
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Serve until *stop*. Raises OSError when the address is taken or not ours."""
-        runner = web.AppRunner(
-            self._app,
-            access_log=None,
-            logger=_log,
-            auto_decompress=False,  # signatures are over the bytes as they came, and nobody sends us a bomb
-            keepalive_timeout=IDLE_S,
-            lingering_time=LINGER_S,
-            shutdown_timeout=FINISH_S,
-        )
+        """Serve until *stop*. Raises OSError when the address is taken or not ours, and TransactionPooler."""
+        runner = web.AppRunner(self._app, shutdown_timeout=FINISH_S)
         await runner.setup()
         try:
             loop = asyncio.get_running_loop()
@@ -86,22 +84,30 @@ class Listener:
             self.listening.set()
             sweeping = asyncio.create_task(self._sweep(), name=f"{self.name} sweep")
             try:
-                await stop.wait()
+                await first_of(stop, self._over)
             finally:
                 sweeping.cancel()
                 self.listening.clear()
                 server.close()
         finally:
             await asyncio.gather(self._finish(), runner.cleanup())
+        if self._misled is not None:
+            raise self._misled
 
     def _admit(self, runner: web.AppRunner) -> Callable[[], asyncio.Protocol]:
         def admit() -> asyncio.Protocol:
             server = runner.server
             if server is None or (len(self._callers) >= self._connections_max and not self._make_room()):
                 return _Full()
-            return Porter(self._callers, self._door, server)
+            return Porter(self._callers, self._door, lambda: _Handler(server, self._app.get(ALWAYS, {})), self._failed)
 
         return admit
+
+    def _failed(self, error: BaseException) -> None:
+        """Most faults cost one answer. This one lasts until somebody changes the configuration: it ends the daemon."""
+        if isinstance(error, TransactionPooler):
+            self._misled = error
+            self._over.set()
 
     def _make_room(self) -> bool:
         """Hang up on the oldest connection from which something is still to come; whether there is one."""
@@ -143,8 +149,35 @@ class Listener:
         self._asked[request.protocol] = request
         try:
             return await handler(request)
+        except TransactionPooler as misled:
+            self._failed(misled)
+            raise
         finally:
             del self._asked[request.protocol]
+
+
+class _Handler(web.RequestHandler):
+    """aiohttp's half of a connection. What is no HTTP reaches no app; its answer has the headers *always* too."""
+
+    __slots__ = ("_always",)
+
+    def __init__(self, server: web.Server, always: Mapping[str, str]) -> None:
+        super().__init__(
+            server,
+            loop=asyncio.get_running_loop(),
+            access_log=None,  # type: ignore[arg-type]  # their way to say none
+            logger=_log,
+            auto_decompress=False,  # signatures are over the bytes as they came, and nobody sends us a bomb
+            keepalive_timeout=IDLE_S,
+            lingering_time=LINGER_S,
+        )
+        self._always = always
+
+    def handle_error(self, *told: Any, **more: Any) -> web.StreamResponse:
+        """Aiohttp's own answer, and its line in the log."""
+        answer = super().handle_error(*told, **more)
+        answer.headers.update(self._always)
+        return answer
 
 
 class _Full(asyncio.Protocol):

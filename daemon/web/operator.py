@@ -13,6 +13,7 @@ import orjson
 from aiohttp import web
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from daemon.web.listener import ALWAYS
 from daemon.web.page import page
 
 if TYPE_CHECKING:
@@ -113,6 +114,10 @@ class _Operator:
             raise web.HTTPRequestTimeout from None
         except ValueError:  # more fields than anybody's form has
             raise web.HTTPBadRequest from None
+        except (web.RequestPayloadError, ConnectionError):  # it broke off, or was not what its headers claimed
+            refused = web.HTTPBadRequest()
+            refused.force_close()
+            raise refused from None
         if not self._guard.knows(form.get("token", [""])[0].strip()):
             return _html(self._login.render(wrong=True), status=403)
         response = web.Response(status=303, headers={"Location": "/"})
@@ -138,6 +143,7 @@ def operator_app(watch: Watch, guard: Guard) -> web.Application:
     """The routes of the operator's listener. Nothing here changes anything: GET only, but for the login form."""
     operator = _Operator(watch, guard)
     app = web.Application(client_max_size=FORM_MAX, middlewares=[operator.check])
+    app[ALWAYS] = {**HEADERS, "Cache-Control": "no-store"}
     app.on_response_prepare.append(_guarded)
     app.router.add_get("/", operator.home)
     app.router.add_get("/healthz", operator.healthz)

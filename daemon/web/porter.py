@@ -41,15 +41,25 @@ class Porter(asyncio.Protocol):
     """
     One connection, from its first byte to its last. *door* answers what is plain; None: there is no door, and everybody
     is shown in. *makes* aiohttp's half of a connection. *callers*: all that are open, in the order in which they came.
+    *failed* is told why an answer was not to be had.
     """
 
-    __slots__ = ("_callers", "_door", "_makes", "_plain", "_said", "answering", "handler", "since", "transport")
+    __slots__ = ("_callers", "_door", "_failed", "_makes", "_paused", "_plain", "_said", "answering", "handler",
+                 "since", "transport")  # fmt: skip
     transport: asyncio.Transport
 
-    def __init__(self, callers: dict[Porter, None], door: Door | None, makes: Callable[[], RequestHandler]) -> None:
+    def __init__(
+        self,
+        callers: dict[Porter, None],
+        door: Door | None,
+        makes: Callable[[], RequestHandler],
+        failed: Callable[[BaseException], None],
+    ) -> None:
         self._callers = callers
         self._door = door
         self._makes = makes
+        self._failed = failed
+        self._paused = False  # what was answered at the door lies unread, and more would pile up
         self._plain = _Plain()
         self._said = b""  # what has come of the next request
         self.answering: asyncio.Task[Reply] | None = None  # the one before it
@@ -94,10 +104,12 @@ class Porter(asyncio.Protocol):
         # Else there is nobody left to answer: half a request goes with him who said it.
 
     def pause_writing(self) -> None:
+        self._paused = True
         if self.handler is not None:
             self.handler.pause_writing()
 
     def resume_writing(self) -> None:
+        self._paused = False
         if self.handler is not None:
             self.handler.resume_writing()
 
@@ -105,6 +117,8 @@ class Porter(asyncio.Protocol):
         """From here on it is aiohttp's, and so is what it has said."""
         self.handler = handler = self._makes()
         handler.connection_made(self.transport)
+        if self._paused:
+            handler.pause_writing()  # the loop says it once: whoever hears the end of it must know of the beginning
         said, self._said = self._said, b""
         if said:
             handler.data_received(said)
@@ -127,10 +141,15 @@ class Porter(asyncio.Protocol):
 
     def _answer(self, answering: asyncio.Task[Reply]) -> None:
         self.answering, self.since = None, time.monotonic()
-        if answering.cancelled() or self.transport.is_closing():
-            return
-        if error := answering.exception():
+        error = None if answering.cancelled() else answering.exception()
+        if error:
             _log.error("a callback could not be answered", exc_info=error)
+            self._failed(error)
+        if self.transport.is_closing():
+            return
+        if answering.cancelled():
+            self.transport.close()  # as aiohttp does: nobody can know, and he comes again
+            return
         self.transport.write(_written(*(answering.result() if error is None else (500, ())), int(time.time())))
         if said := self._said:  # it did not wait for its answer
             self._said = b""

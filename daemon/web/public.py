@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from aiohttp import web
 
 from daemon.callbacks import BODY_MAX
-from daemon.web.listener import CONNECTIONS_MAX, Listener
+from daemon.web.listener import ALWAYS, CONNECTIONS_MAX, Listener
 from daemon.web.porter import HEADERS
 
 if TYPE_CHECKING:
@@ -23,6 +23,7 @@ def public_listener(callbacks: Callbacks, *, host: str, port: int, connections_m
 def public_app(callbacks: Callbacks) -> web.Application:
     """The routes of the public listener. It tells nothing about the daemon, not even its name's version."""
     app = web.Application(client_max_size=BODY_MAX)
+    app[ALWAYS] = HEADERS
     app.on_response_prepare.append(_plain)
     for method in ("GET", "POST"):
         app.router.add_route(method, "/callbacks/{provider}/{token}", callbacks.receipt)

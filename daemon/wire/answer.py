@@ -118,7 +118,6 @@ class Answer:
         elif self.verdict is None and (status == 101 or not 100 <= status < 200):
             self._status = status
             self._room += FRAME_LIMIT
-            self.keep = self._parser.should_keep_alive()
 
     def on_body(self, data: bytes) -> None:
         if self.verdict is None:
@@ -130,6 +129,7 @@ class Answer:
     def on_message_complete(self) -> None:
         if self.verdict is None and self._status is not None:
             self.verdict = self._whole(self._status)
+            self.keep = self._parser.should_keep_alive()  # asked only now: a trailer may say close
 
 
 class Headers(Mapping[str, str]):

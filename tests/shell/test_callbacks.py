@@ -22,10 +22,12 @@ from daemon.core.token import seal
 from daemon.database import DatabaseDown, Line
 from daemon.metrics import Metrics
 from daemon.observer import Observer
+from daemon.pooler import TransactionPooler
 from daemon.provider import Forged, Inbound
 from daemon.receipts import News, Overrun, ReceiptBook
 from daemon.settings import Settings
 from daemon.web import Listener, public_listener
+from daemon.web.porter import HEADERS
 from daemon.web.public import public_app
 
 if TYPE_CHECKING:
@@ -374,6 +376,44 @@ async def test_nobody_loses_his_place_while_he_is_answered() -> None:
 async def test_ping_says_pong_and_nothing_about_us() -> None:
     async with office(Notes()) as here, here.session.get(f"http://127.0.0.1:{here.port}/ping") as answer:
         assert (answer.status, await answer.text(), answer.headers["Server"]) == (200, "pong\n", "outrider")
+
+
+@pytest.mark.parametrize("garbage", [b"x\r\n\r\n", b"POST / HTTP/1.1\r\nContent-Length: x\r\n\r\n"])
+async def test_what_is_no_http_is_told_no_more_about_us_than_anybody(garbage: bytes) -> None:
+    async with office(Notes()) as here:
+        said = await here.say(garbage)
+    assert said.startswith(b"HTTP/1.0 400 ")
+    for name, value in HEADERS.items():
+        assert f"\r\n{name}: {value}\r\n".encode() in said
+    assert said.count(b"\r\nServer: ") == 1
+
+
+async def test_a_fault_in_the_book_is_a_500_and_the_next_receipt_is_kept(caplog: pytest.LogCaptureFixture) -> None:
+    class Odd(Line):
+        async def fetch(self, name: str, *arguments: object) -> list[asyncpg.Record]:
+            if "odd" in str(arguments):
+                raise KeyError("a bug")
+            return []
+
+    odd = WORD.replace(b"SM1", b"odd")
+    async with office(ReceiptBook(Odd("receipts", "", statements=[]), observer())) as here:
+        assert [(await here.post(target(), body)).status for body in (odd, WORD, odd)] == [500, 204, 500]
+    told = [str(record.exc_info[1]) for record in caplog.records if record.exc_info]
+    assert sorted(told) == ["'a bug'"] * 2 + ["receipts could not be written"] * 2
+
+
+async def test_a_pooler_nobody_told_of_ends_the_listener() -> None:
+    callbacks = Callbacks(
+        {"plain": Plain()}, key=KEY, book=Notes(TransactionPooler()), metrics=_Silent(), opt_out=_nobody
+    )
+    listener = listening(callbacks, host="127.0.0.1", port=0)
+    serving = asyncio.create_task(listener.run(asyncio.Event()))
+    await listener.listening.wait()
+    async with aiohttp.ClientSession() as session:
+        headers = {"X-Signature": sign(target(), WORD)}
+        assert await _status(session, f"http://127.0.0.1:{listener.port}{target()}", WORD, headers) == 500
+    with pytest.raises(TransactionPooler):
+        await asyncio.wait_for(serving, timeout=2)
 
 
 async def test_an_answer_under_way_is_finished_when_the_daemon_stops() -> None:

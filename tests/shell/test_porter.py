@@ -161,6 +161,41 @@ async def test_our_own_fault_is_a_500_and_a_line_in_the_log(
     assert [str(record.exc_info[1]) for record in caplog.records if record.exc_info] == ["a bug"]
 
 
+async def test_who_waits_for_what_was_cancelled_is_not_left_waiting(caplog: pytest.LogCaptureFixture) -> None:
+    class Forsaken(Notes):
+        async def hear(self, news: Sequence[News]) -> None:
+            raise asyncio.CancelledError
+
+    async with office(Forsaken()) as here:
+        assert await asyncio.wait_for(here.say(request()), timeout=2) == b""
+    assert caplog.records == []
+
+
+async def test_who_is_shown_in_while_he_does_not_read_may_go_on_to_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    callers: list[porter.Porter] = []
+    come = porter.Porter.connection_made
+
+    def note(self: porter.Porter, transport: asyncio.BaseTransport) -> None:
+        callers.append(self)
+        come(self, transport)
+
+    monkeypatch.setattr(porter.Porter, "connection_made", note)
+    async with office(Notes()) as here:
+        reader, writer = await asyncio.open_connection("127.0.0.1", here.port)
+        writer.write(request())
+        assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 204")
+        (caller,) = callers
+        caller.pause_writing()
+        writer.write(b"GET /ping HTTP/1.1\r\nHost: x\r\n\r\n")
+        await reader.readuntil(b"pong\n")
+        assert caller.handler is not None
+        paused = [caller.handler.writing_paused]
+        caller.resume_writing()
+        paused.append(caller.handler.writing_paused)
+        writer.close()
+    assert paused == [True, False]
+
+
 def bent(dice: random.Random) -> bytes:
     """A receipt with something odd about it: its headers, lines, length, target, or what comes behind it."""
 

@@ -40,6 +40,15 @@ class Failing:
         raise ValueError("a bug")
 
 
+class Forsaken:
+    name = "forsaken"
+
+    async def run(self, stop: asyncio.Event) -> None:
+        waited_for: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        waited_for.cancel()
+        await waited_for
+
+
 class Returning:
     name = "returning"
 
@@ -77,6 +86,15 @@ async def test_a_service_that_returns_by_itself_has_failed() -> None:
         await supervise([other, Returning()], stop=asyncio.Event(), grace_s=10)
     assert failed.group_contains(RuntimeError, match="returning returned before")
     assert other.ended == "drained"
+
+
+async def test_a_service_that_was_cancelled_by_nobody_has_failed(capsys: pytest.CaptureFixture[str]) -> None:
+    other = Serving(ending_s=0.02)
+    with pytest.raises(ExceptionGroup) as failed:
+        await supervise([other, Forsaken()], stop=asyncio.Event(), grace_s=10)
+    assert failed.group_contains(RuntimeError, match="forsaken was cancelled")
+    assert other.ended == "drained"
+    assert "service.failed" in capsys.readouterr().out
 
 
 async def test_two_crashes_are_both_told() -> None:

@@ -87,6 +87,14 @@ class Client:
     async def get(self, path: str, **headers: str) -> tuple[int, str, Mapping[str, str]]:
         return await self.ask("GET", path, headers)
 
+    async def say(self, raw: bytes) -> str:
+        """Everything that is said to *raw*."""
+        reader, writer = await asyncio.open_connection("127.0.0.1", int(self.url.rpartition(":")[2]))
+        writer.write(raw)
+        said = await reader.read()
+        writer.close()
+        return said.decode()
+
     async def ask(
         self, method: str, path: str, headers: dict[str, str], body: str = ""
     ) -> tuple[int, str, Mapping[str, str]]:
@@ -190,6 +198,17 @@ async def test_every_answer_carries_the_policy(path: str) -> None:
     assert headers["Server"] == "outrider"
 
 
+@pytest.mark.parametrize("garbage", [b"x\r\n\r\n", b"GET / HTTP/1.1\r\nContent-Length: x\r\n\r\n"])
+async def test_what_is_no_http_is_answered_with_the_policy_as_well(garbage: bytes) -> None:
+    async with serving() as client:
+        said = await client.say(garbage)
+        _, _, usual = await client.get("/healthz")
+    assert said.startswith("HTTP/1.0 400 ")
+    for name in usual.keys() - {"Content-Length", "Content-Type", "Date"}:
+        assert f"\r\n{name}: {usual[name]}\r\n" in said
+    assert said.count("\r\nServer: ") == 1
+
+
 async def test_nothing_can_be_changed_here() -> None:
     async with serving() as client:
         for path in ("/", "/healthz", "/api/status"):
@@ -255,6 +274,17 @@ async def test_the_login_form_is_bounded() -> None:
     async with serving(guard=Guard(TOKEN)) as client:
         assert (await client.ask("POST", "/login", {}, "x" * 5_000))[0] == 413
         assert (await client.ask("POST", "/login", {}, "&".join(["a"] * 2_000)))[0] in {400, 403}
+
+
+async def test_a_login_form_that_breaks_off_is_no_line_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    async with serving(guard=Guard(TOKEN)) as client:
+        _, writer = await asyncio.open_connection("127.0.0.1", int(client.url.rpartition(":")[2]))
+        writer.write(b"POST /login HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\nhalf")
+        await asyncio.sleep(0.05)
+        writer.transport.abort()
+        await asyncio.sleep(0.05)
+        assert (await client.ask("POST", "/login", {}, "token=wrong"))[0] == 403
+    assert caplog.records == []
 
 
 async def test_static_files_are_three_and_known_by_their_tag() -> None:

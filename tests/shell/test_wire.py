@@ -187,13 +187,54 @@ def test_a_whole_answer_stands_whatever_follows_it(extra: bytes) -> None:
         (YES.replace(b"X-Name: Value", b"Connection: close"), False),
         (YES.replace(b"1.1", b"1.0").replace(b"X-Name: Value", b"Connection: keep-alive"), True),
         (CHUNKED + b"0\r\n\r\n", True),
+        (CHUNKED + b"0\r\nConnection: close\r\n\r\n", False),
+        (CHUNKED + b"0\r\nX: y\r\n\r\n", True),
         (CREATED.replace(b"201", b"101") + b"Connection: upgrade\r\nUpgrade: it\r\n\r\n", False),
+        (CREATED.replace(b"201", b"101") + b"\r\n", False),
     ],
 )
 def test_a_connection_is_kept_only_if_the_provider_keeps_it(raw: bytes, keep: bool) -> None:
     answer = Answer()
     assert isinstance(answer.feed(raw), Response)
     assert answer.keep is keep
+
+
+LINES = st.lists(
+    st.sampled_from([b"Connection: close", b"Connection: keep-alive", b"Upgrade: it", b"X: y"]), max_size=3
+)
+BODIES = st.sampled_from(
+    [(b"Content-Length: 3", b"abc"), (b"Transfer-Encoding: chunked", b"3\r\nabc\r\n0\r\n"), (b"X: y", b"")]
+)
+
+
+@given(st.sampled_from([b"1.0", b"1.1"]), st.sampled_from([101, 201, 204, 304, 400]), LINES, BODIES, LINES)
+@settings(max_examples=500)
+def test_whoever_is_kept_reads_the_next_answer_as_if_it_were_the_first(
+    version: bytes, status: int, headers: list[bytes], body: tuple[bytes, bytes], trailers: list[bytes]
+) -> None:
+    kind, text = body
+    raw = b"\r\n".join([b"HTTP/%b %d It" % (version, status), *headers, kind, b"", text])
+    if kind.endswith(b"chunked"):
+        raw += b"\r\n".join([*trailers, b"", b""])
+    answer = Answer()
+    if answer.feed(raw) and answer.keep:
+        answer.begin()
+        assert answer.feed(YES) == heard(YES)
+        assert answer.keep
+
+
+async def test_the_next_answer_is_read_well_whatever_the_last_one_said_behind_its_body() -> None:
+    async def script(caller: Caller) -> None:
+        await caller.request()
+        caller.say(CHUNKED + b"0\r\nConnection: close\r\n\r\n")
+        await hang(caller)  # it says so, and does not hurry
+
+    async with serving(script) as rude, serving(answering(YES)) as other, Wire.open(connections=2) as wire:
+        for server, body in ((rude, b""), (other, b'{"a":1}'), (rude, b""), (rude, b""), (other, b'{"a":1}')):
+            verdict = await wire.exchange(post(server.url), deadline_s=LATE)
+            assert isinstance(verdict, Response)
+            assert (verdict.status, verdict.body) == (201, body)
+    assert rude.connections == 3
 
 
 # --- the request
