@@ -6,6 +6,9 @@ Four looks, each a few milliseconds: rows the intake has doubts about; rows in l
 of a lane in which something too late was met; and the numbers of all other rows, the newest first, because a number can
 look right and not exist. What slips through (committed very late) is judged at its claim.
 
+Only rows of our own lanes are judged: what we know of services, senders, templates and regions is no measure for those
+of another daemon.
+
 What is too late stands together, at the head of its lane: claimed by the handful that its senders can use soon, a
 hundred thousand held up for minutes what was of use. Here they leave by the thousand.
 """
@@ -43,9 +46,34 @@ ROUNDS = 10  # batches in a row, before the other looks have their turn
 # Numbers are read once their rows have waited so long: most are gone by then, and were judged at their claim. Read at
 # once, they cost a drain 5 % of its throughput.
 SETTLED_S = 2.0
-GRACE_S = 30.0  # a service that another daemon declared within so long is that daemon's to judge
+GRACE_S = 30.0  # a lane that another daemon declared within so long is that daemon's to judge
 LATELY_S = 86_400.0  # within so long, when we have only just begun: the other one may be starting too
-STATEMENTS = ("suspects", "strays", "lanes", "declared", "next_in_lane", "ahead_numbers")
+STATEMENTS = ("suspects", "strays", "lanes", "lanes_apart", "declared", "next_in_lane", "ahead_numbers")
+
+
+class Manifest:
+    """Which lanes nobody serves, as one of several daemons can tell."""
+
+    def __init__(self, line: Line, desk: Desk) -> None:
+        self._line = line
+        self._desk = desk
+        self._began = desk.tick()
+        self._since: dict[str, float] = {}  # lanes that nobody has declared, and since when
+
+    async def unserved(self, lanes: frozenset[str]) -> list[str]:
+        """Those of *lanes* that nobody serves, asked for again and again. Raises DatabaseDown."""
+        strange = lanes - self._desk.lanes.keys()
+        if not strange:
+            self._since = {}
+            return []
+        now = self._desk.tick()
+        new = now < self._began + GRACE_S
+        declared = await self._line.fetch("declared", LATELY_S if new else GRACE_S, GRACE_S)
+        strange -= {row["lane"] for row in declared}
+        # Others that live may have yet to say so: just reloaded, or waiting for the lease of their senders.
+        grace_s = GRACE_S if declared and declared[0]["daemons"] > 1 else 0.0
+        self._since = {lane: self._since.get(lane, now) for lane in strange}
+        return sorted(lane for lane in strange if now - self._since[lane] >= grace_s)
 
 
 class Inspector:
@@ -59,7 +87,7 @@ class Inspector:
         self._desk = desk
         self._observer = observer
         self.lanes_seen: frozenset[str] = frozenset()  # lanes that had rows at the last look
-        self._began = desk.tick()
+        self._manifest = Manifest(line, desk)
         self._top = 0  # the highest row number seen
         self._fresh: deque[tuple[float, int, int]] = deque()  # stretches too new to be read, and when they were seen
         self._unread: list[tuple[int, int]] = []  # stretches of numbers not read yet, the newest last
@@ -78,25 +106,27 @@ class Inspector:
                 await sleep_unless(stop, 1.0)
 
     async def _suspects(self) -> None:
-        for _ in range(ROUNDS):
-            rows = await self._line.fetch("suspects", BATCH)
+        mine = sorted(await self._suspected() & self._desk.lanes.keys())
+        for _ in range(ROUNDS if mine else 0):
+            rows = await self._line.fetch("suspects", mine, BATCH)
             await self._end([(row, self._desk.inspect(row)) for row in rows])
             if len(rows) < BATCH:
                 return
+
+    async def _suspected(self) -> frozenset[str]:
+        return frozenset(row["lane"] for row in await self._line.fetch("lanes_apart", "suspect"))
 
     async def _strays(self) -> None:
         lanes = frozenset(row["lane"] for row in await self._line.fetch("lanes"))
         if any(lane.startswith("@") for lane in lanes - self.lanes_seen):
             self._outbox.wake()
         self.lanes_seen = lanes
-        served = {f"@{sender.address}" for sender in self._desk.settings.senders} | set(self._desk.settings.services)
-        if not lanes - served:
-            return
-        new = self._desk.tick() < self._began + GRACE_S
-        declared = {row["service"] for row in await self._line.fetch("declared", LATELY_S if new else GRACE_S)}
-        unknown = sorted(lanes - served - declared)
-        if unknown:
-            rows = await self._line.fetch("strays", unknown, BATCH)
+        unserved = await self._manifest.unserved(lanes | await self._suspected())
+        if unserved:
+            rows = [
+                *await self._line.fetch("strays", unserved, BATCH),
+                *await self._line.fetch("suspects", unserved, BATCH),
+            ]
             await self._end(
                 [(row, self._desk.inspect(row) or Refusal.failed("nobody serves its lane")) for row in rows]
             )
@@ -128,7 +158,8 @@ class Inspector:
             after, upto = self._unread[-1]
             start = max(after, upto - AHEAD)
             rows = await self._line.fetch("ahead_numbers", start, upto)
-            judged = [(row, self._desk.unreadable(row)) for row in rows if not plausible(row["recipient"] or "")]
+            ours = (row for row in rows if row["lane"] in self._desk.lanes)
+            judged = [(row, self._desk.unreadable(row)) for row in ours if not plausible(row["recipient"] or "")]
             await self._end([(row, refusal) for row, refusal in judged if refusal is not None])
             # Only now: had the connection been lost, this stretch would be read again.
             self._unread.pop()

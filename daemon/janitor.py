@@ -1,6 +1,10 @@
 """
 The janitor: periodic duty. Doubts are resolved by evidence, or ended by policy; rows that wait behind nobody are freed;
 weeks are made ahead; what the pages show is sampled.
+
+Doubts of our groups are ours, and so are those of lanes that nobody serves any more (their service or sender has left
+the settings): any daemon may look into them. No lease stands behind that, and none is needed: a look pushes the next
+one out, and what comes of it is written only if the same attempt is still in doubt.
 """
 
 from __future__ import annotations
@@ -12,12 +16,14 @@ from typing import TYPE_CHECKING
 
 import structlog
 
+from daemon.core.address import plausible
 from daemon.core.doubt import Decide, Look, next_step
 from daemon.core.lifecycle import RANKS, Status
-from daemon.core.message import Attempt
+from daemon.core.message import Attempt, OnAmbiguous
 from daemon.core.outcome import Accepted, Uncertain, Unreachable
 from daemon.database import DatabaseDown, as_object, sleep_unless
 from daemon.horizon import Horizon
+from daemon.inspector import Manifest
 from daemon.provider import Absent, Unclear
 
 if TYPE_CHECKING:
@@ -38,6 +44,7 @@ log = structlog.get_logger()
 
 LOOK_S = 0.5
 ABSENT_MAX = 10_000
+FORGET_S = 60.0  # how often doubts that ended elsewhere (by a receipt, by another daemon) are forgotten here
 DOUBTS = 50  # doubts looked into at a time
 WHO_MAX = 10  # senders asked about a message of which nobody knows who sent it, if anybody did
 NEXT_LOOK_S = 20.0  # when a doubt is looked into again, unless its plan says sooner
@@ -45,7 +52,7 @@ ORDER_HOLD_S = 60.0  # how long a head may hold the others of its order_key
 WEEKS_S = 3600.0
 HORIZON_S = 15.0
 SAMPLE_SHARE = 20  # a sample of the backlog may take one part in so many of the time
-STATEMENTS = ("doubts", "known", "decide", "free_order", "late", "attempts", "horizon")
+STATEMENTS = ("doubts", "lanes_apart", "declared", "known", "decide", "free_order", "late", "attempts", "horizon")
 
 
 class Janitor:
@@ -72,7 +79,10 @@ class Janitor:
         self._questions = questions
         self._woken = woken
         self._horizon = Horizon(desk.tick)
-        self._absent: dict[UUID, float] = {}  # in doubt, and since when the provider has not known it
+        self._manifest = Manifest(line, desk)
+        # In doubt: which attempt, and since when the provider has not known it.
+        self._absent: dict[UUID, tuple[int, float]] = {}
+        self._forget_at = 0.0
 
     async def run(self, stop: asyncio.Event) -> None:
         """Sweep until *stop*. A provider that hangs holds up nothing but the doubts about it."""
@@ -86,6 +96,9 @@ class Janitor:
             await asyncio.sleep(LOOK_S)
             try:
                 await self._doubts()
+                if self._desk.tick() >= self._forget_at:
+                    await self._forget()
+                    self._forget_at = self._desk.tick() + FORGET_S
             except DatabaseDown:
                 await asyncio.sleep(1.0)
 
@@ -119,6 +132,8 @@ class Janitor:
 
     async def _doubts(self) -> None:
         lanes = [lane for lane, group in self._desk.lanes.items() if group in self._leases.held]
+        doubtful = frozenset(row["lane"] for row in await self._line.fetch("lanes_apart", "unknown"))
+        lanes += await self._manifest.unserved(doubtful)
         # Those about one recipient one by one: of identical texts each must know what the one before was credited with.
         alike: dict[str | None, list[Record]] = {}
         for row in await self._line.fetch("doubts", lanes, DOUBTS, NEXT_LOOK_S):
@@ -143,21 +158,14 @@ class Janitor:
             return
         now = self._desk.now()
         since = row["since"].timestamp() if row["since"] is not None else now
-        if isinstance(finding, Absent):
-            self._absent.setdefault(row["id"], now)
-            if len(self._absent) > ABSENT_MAX:  # some were resolved by a receipt, unseen from here
-                del self._absent[next(iter(self._absent))]
-        else:
-            self._absent.pop(row["id"], None)
-        settings = self._desk.settings.intent(row["intent"] or "")
         step = next_step(
             now=now,
             since=since,
-            absent_since=self._absent.get(row["id"]),
+            absent_since=self._absent_since(row, finding, now),
             askable=finding is not None,
             dispatched=row["provider"] is not None,
-            policy=row["on_ambiguous"] or settings.on_ambiguous,
-            resolve_for_s=settings.resolve_for,
+            policy=self._policy(row),
+            resolve_for_s=self._desk.settings.intent(row["intent"] or "").resolve_for,
             expires_at=row["useless_at"].timestamp() if row["useless_at"] is not None else None,
             canceled=row["id"] in self._desk.canceled,
         )
@@ -170,6 +178,36 @@ class Janitor:
                     row["id"],
                     at,
                 )
+
+    def _absent_since(self, row: Record, finding: Finding | None, now: float) -> float | None:
+        """Since when its provider has known nothing of this very attempt."""
+        if not isinstance(finding, Absent):
+            self._absent.pop(row["id"], None)
+            return None
+        attempt, since = self._absent.get(row["id"], (None, now))
+        if attempt != row["attempts"]:
+            since = now  # what was said of an earlier one says nothing of this
+        self._absent[row["id"]] = row["attempts"], since
+        if len(self._absent) > ABSENT_MAX:
+            del self._absent[next(iter(self._absent))]
+        return since
+
+    def _policy(self, row: Record) -> str:
+        policy: str = row["on_ambiguous"] or self._desk.settings.intent(row["intent"] or "").on_ambiguous
+        # Sent again it would end as refused, as if it had never left.
+        return OnAmbiguous.RESOLVE if policy == OnAmbiguous.RESEND and row["lane"] not in self._desk.lanes else policy
+
+    async def _forget(self) -> None:
+        """Let go of what is in doubt no more."""
+        if not self._absent:
+            return
+        rows = await self._line.ask(
+            "SELECT id, attempts FROM outrider.queue"
+            " WHERE id = ANY ($1::uuid[]) AND state IS NOT DISTINCT FROM 'unknown'",
+            list(self._absent),
+        )
+        still = {row["id"]: row["attempts"] for row in rows}
+        self._absent = {id: one for id, one in self._absent.items() if still.get(id) == one[0]}
 
     async def _ask(self, row: Record) -> Finding | None:
         """Ask the provider, or all whom it may have been sent by; None where none can be asked."""
@@ -198,7 +236,15 @@ class Janitor:
         named = gate.dialect.named(answer)
         known = await self._line.fetch("known", named) if named else ()
         attempt = replace(attempt, known_references=frozenset(one["reference"] for one in known))
-        return gate.dialect.found(attempt, answer)
+        finding = gate.dialect.found(attempt, answer)
+        if isinstance(finding, Absent) and not self._tellable(row):
+            return Unclear("nobody serves its lane any more: it may have had other words, or another number")
+        return finding
+
+    def _tellable(self, row: Record) -> bool:
+        """Whether we know what was sent, and to whom: a lane that is not ours may have other templates and regions."""
+        ours = row["lane"] in self._desk.lanes
+        return ours or (row["template"] is None and plausible(row["recipient"] or ""))
 
     def _attempt(self, row: Record, provider: str, sender: str) -> Attempt:
         return Attempt(

@@ -1,4 +1,4 @@
--- Rows in lanes this daemon does not know, with what is needed to judge them.
+-- Rows in lanes that no daemon serves, with what is needed to judge them.
 --   $1 lanes text[], $2 limit integer
 WITH stray AS MATERIALIZED (
     SELECT q.id, q.attempts, q.due_at, q.lane FROM outrider.queue q

@@ -42,7 +42,6 @@ __all__ = ["home"]
 
 PROGRAM = shutil.which("pgbouncer", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
 pytestmark = [
-    pytest.mark.long,
     pytest.mark.timeout(300),
     pytest.mark.skipif(PROGRAM is None, reason="NOT TESTED BEHIND A POOLER: no pgbouncer (apt-get install pgbouncer)"),
 ]
@@ -126,6 +125,7 @@ def through(road: Stage, way: Pooler, **keys: str) -> None:
     road.dsn, road.cast = way.dsn, told(road.cast, **keys)
 
 
+@pytest.mark.long
 async def test_in_session_mode_all_is_as_without_it(home: Path, tmp_path: Path) -> None:
     async with stage(home, tmp_path, TOLD) as (ground, road), pooler(ground, home, "session", size=20) as way:
         road.dsn = way.dsn
@@ -214,6 +214,7 @@ async def test_its_settings_are_in_force_in_each_transaction(home: Path, tmp_pat
         assert seen > 10
 
 
+@pytest.mark.long
 async def test_five_killed_poolers_cost_neither_a_message_nor_a_double(home: Path, tmp_path: Path) -> None:
     async with stage(home, tmp_path, TOLD) as (ground, road), pooler(ground, home, "transaction") as way:
         through(road, way, listen_url=ground.dsn)
@@ -232,6 +233,7 @@ async def test_five_killed_poolers_cost_neither_a_message_nor_a_double(home: Pat
         assert road.log.read_text().count("database.lost") >= 5
 
 
+@pytest.mark.long
 async def test_three_daemons_through_one_pooler_and_postgres_killed_behind_it(home: Path, tmp_path: Path) -> None:
     senders = {f"7234{number}": 30.0 for number in range(6)}
     cast = Cast(senders=senders, services={f"s{one}": [one] for one in senders}, timeout_s=5.0)
@@ -254,6 +256,7 @@ async def test_three_daemons_through_one_pooler_and_postgres_killed_behind_it(ho
         assert [await one.stop() for one in daemons] == [0, 0, 0]
 
 
+@pytest.mark.long
 async def test_a_standby_promoted_behind_the_pooler_is_seen(home: Path, tmp_path: Path) -> None:
     """While the daemon stands still. It is seen without the guard in each claim too (that: shell/test_database.py)."""
     async with stage(home, tmp_path, SILENT) as (ground, road), pooler(ground, home, "transaction") as way:
@@ -284,6 +287,7 @@ async def outrider(road: Stage, *arguments: str, code: int = 0) -> str:
     return said.decode()
 
 
+@pytest.mark.long
 async def test_an_operator_s_commands_go_through_it(home: Path, tmp_path: Path) -> None:
     async with stage(home, tmp_path, TOLD) as (ground, road), pooler(ground, home, "transaction") as way:
         road.dsn = way.dsn
@@ -319,6 +323,7 @@ async def load(road: Stage) -> None:
             await connection.execute("SELECT pg_sleep(0.002)")
 
 
+@pytest.mark.long
 async def test_what_it_costs(home: Path, tmp_path: Path) -> None:
     """From commit to provider for one message at a time, and a backlog drained: direct and pooled, by turns."""
     fast = Cast(senders={"72345": 5_000}, services={"otp": ["72345"]}, connections=256, in_hand=4_000)

@@ -23,9 +23,9 @@ from daemon.horizon import OLD_S
 from daemon.inspector import AHEAD, GRACE_S
 from daemon.ledger import Exchange, word
 from daemon.outbox import Wish
-from daemon.receipts import News, Overrun, ReceiptBook
+from daemon.receipts import News, Overrun, ReceiptBook, Unwritten
 from daemon.settings import parse
-from tests.shell.parts import US, Wound, dialect, engine, message, settings
+from tests.shell.parts import OTHER, US, Wound, dialect, engine, message, settings
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -59,6 +59,18 @@ async def insert(connection: Connection, recipient: str = "+12025550101", servic
         service,
     )
     return id
+
+
+def german(service: str, sender: str) -> Settings:
+    """A service that reads numbers as they are written in Germany, and has a template."""
+    return parse(
+        {
+            "providers": {"sim": {"kind": "simulator"}},
+            "senders": [{"address": sender, "provider": "sim", "type": "long_code", "country": "US"}],
+            "services": {service: {"senders": [sender], "default_region": "DE"}},
+            "templates": {"code": "Your code is {code}."},
+        }
+    )
 
 
 # Signals.
@@ -158,6 +170,22 @@ async def test_a_signal_is_heard_once_and_a_lost_answer_loses_none(house: House,
         assert acked > await connection.fetchval("SELECT xid::text::bigint FROM outrider.signal")
 
 
+async def test_a_cancellation_outlives_the_hour_and_a_restart(house: House, connection: Connection) -> None:
+    async with house() as made:
+        await made.announce()
+        await made.signals.begin()
+        await made.leases._take()
+        one = await in_doubt(made, connection)
+        assert await connection.fetchval("SELECT outrider.cancel($1)", one.id) == "requested"
+        await connection.execute("UPDATE outrider.signal SET at = now() - interval '2 hours'")
+        await made.signals.look()
+        await connection.execute("UPDATE outrider.instance SET acked = pg_current_xact_id()")
+        await connection.execute("SELECT outrider.forget_signals()")
+    async with house("again") as made:
+        await made.signals.begin()
+        assert made.desk.canceled == {one.id}
+
+
 # The receipt book.
 
 
@@ -211,11 +239,8 @@ async def test_our_own_fault_is_never_answered_with_a_yes(house: House) -> None:
             raise KeyError("a bug")
 
         made.receipts.fetch = fetch  # type: ignore[method-assign]
-        waiting = [asyncio.create_task(made.book.hear([news()])) for _ in range(3)]
-        await asyncio.wait(waiting)
-        assert all(task.cancelled() or task.exception() for task in waiting)
-        assert made.book._writer is not None
-        assert isinstance(made.book._writer.exception(), KeyError)
+        found = await asyncio.gather(*(made.book.hear([news()]) for _ in range(3)), return_exceptions=True)
+        assert [type(one) for one in found] == [Unwritten] * 3
 
 
 async def test_more_than_it_can_hold_is_sent_away(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -336,6 +361,67 @@ async def test_another_daemons_service_is_not_ours_to_refuse(house: House, conne
         assert await refused() == {nobodys, theirs}
 
 
+async def test_what_another_daemon_can_read_is_not_judged_by_us(
+    house: House, connection: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its template, its region, its sender: with other settings all of them look like mistakes."""
+    monkeypatch.setattr(inspector, "SETTLED_S", 0.0)
+    await connection.execute(
+        "INSERT INTO outrider.outbox (recipient, service, sender, body, template, variables) VALUES"
+        " ('+12025550101', 'theirs', NULL, NULL, 'code', '{\"code\": \"123\"}'),"
+        " ('030 901820', 'theirs', NULL, 'hello', NULL, NULL),"
+        " ('+12025550101', 'theirs', $1, 'hello', NULL, NULL),"
+        " ('+12025550101', 'theirs', $1, NULL, 'code', '{\"code\": \"123\"}')",
+        OTHER,
+    )
+    refused, ready = "SELECT reason FROM outrider.outcome", "SELECT count(*) FROM outrider.queue WHERE state = 'ready'"
+    async with (
+        house("ours", configured=settings({"default": [US]})) as ours,
+        house("two", configured=german("theirs", OTHER)) as theirs,
+    ):
+        for made in (ours, theirs):
+            await made.announce()
+            await made.leases._take()
+        await ours.inspector._suspects()
+        await ours.inspector._strays()
+        assert await connection.fetch(refused) == []
+        await theirs.inspector._suspects()
+        assert (await connection.fetch(refused), await connection.fetchval(ready)) == ([], 4)
+        await ours.inspector._strays()
+        await ours.inspector._ahead()
+        assert await connection.fetch(refused) == []
+
+
+async def test_a_lane_is_nobodys_when_all_who_live_have_had_time_to_declare_it(
+    house: House, connection: Connection
+) -> None:
+    await insert(connection, service="nobodys")
+    new = await insert(connection, service="new")
+    clock = Wound()
+    async with house("one", clock=clock) as made, house("two", configured=settings({"theirs": [OTHER]})) as other:
+        await made.announce()
+        await other.announce()
+        clock.go(GRACE_S + 1)
+        await made.inspector._strays()
+        assert await connection.fetchval("SELECT count(*) FROM outrider.outcome") == 0
+        other.reload(settings({"theirs": [OTHER], "new": [OTHER]}))
+        await other.announce()
+        clock.go(GRACE_S + 1)
+        await made.inspector._strays()
+        assert await connection.fetchval("SELECT count(*) FROM outrider.outcome") == 1
+        assert await connection.fetchval("SELECT id FROM outrider.queue") == new
+
+
+async def test_a_suspect_in_nobodys_lane_ends_as_well(house: House, connection: Connection) -> None:
+    id = await insert(connection, "nobody", service="nobodys")
+    async with house() as made:
+        await made.announce()
+        await made.inspector._suspects()
+        await made.inspector._strays()
+    reason = await connection.fetchval("SELECT reason FROM outrider.outcome WHERE id = $1", id)
+    assert reason.startswith("unknown service 'nobodys'")
+
+
 async def test_what_is_too_late_leaves_by_the_thousand_once_one_was_met(house: House, connection: Connection) -> None:
     """Ended where it stands, in the order of claiming, until what is of use comes; by the row's hour or its service's."""
 
@@ -411,6 +497,11 @@ async def in_doubt(made: Engine, connection: Connection, **columns: object) -> M
         f"INSERT INTO outrider.outbox ({', '.join(columns)}) VALUES ({marks})",  # noqa: S608
         *columns.values(),
     )
+    return await doubted(made, connection)
+
+
+async def doubted(made: Engine, connection: Connection) -> Message:
+    """What waits is sent, and no answer comes."""
     taken: list[Message] = []
     made.outbox._deliver = taken.append
     made.outbox._wishes = lambda _levels: [Wish(US, "default", 3, 10)]
@@ -534,6 +625,121 @@ async def test_what_was_sent_by_a_template_that_is_gone_stays_in_doubt(house: Ho
         assert asked == []
         assert made.janitor._absent == {}
         assert await connection.fetchval("SELECT state FROM outrider.queue") == "unknown"
+
+
+async def orphaned(made: Engine, connection: Connection, lane: str = "default", **columns: object) -> UUID:
+    """A message in doubt, long since and due for a look, whose service or sender a reload has removed."""
+    await made.announce()
+    await made.leases._take()
+    one = await in_doubt(made, connection, **columns)
+    made.reload(settings({"another": [US]}, templates={"code": "{code} it is."}))
+    await made.announce()
+    await connection.execute("UPDATE outrider.lease SET senders = $1", [US])  # as when it is taken anew
+    await connection.execute("UPDATE outrider.queue SET lane = $1", lane)
+    await connection.execute("UPDATE outrider.attempt SET at = at - interval '1 hour'")
+    return one.id
+
+
+@pytest.mark.parametrize("lane", ["default", f"@{OTHER}"])
+@pytest.mark.parametrize("policy", ["resolve", "resend"])
+async def test_a_doubt_in_a_lane_that_nobody_serves_any_more_ends(
+    house: House, connection: Connection, lane: str, policy: str
+) -> None:
+    async with house() as made:
+        id = await orphaned(made, connection, lane, on_ambiguous=policy)
+        await made.janitor._doubts()
+    row = await connection.fetchrow("SELECT status, reason FROM outrider.outcome WHERE id = $1", id)
+    assert row is not None
+    assert row["status"] == "dead"
+    assert row["reason"].startswith("parked in doubt"), "there is nobody to send it again"
+
+
+async def test_the_provider_is_asked_about_it_all_the_same(house: House, connection: Connection) -> None:
+    async with house() as made, provider(listing("hello")) as (url, _):
+        made.gates["sim"].dialect = dialect(base_url=url)
+        id = await orphaned(made, connection)
+        await connection.execute("UPDATE outrider.attempt SET at = at + interval '1 hour'")
+        await made.janitor._doubts()
+    assert await connection.fetchval("SELECT status FROM outrider.outcome WHERE id = $1", id) == "sent"
+
+
+@pytest.mark.parametrize(
+    ("columns", "proves"),
+    [
+        ({}, True),
+        ({"recipient": "030 901820"}, False),
+        ({"body": None, "template": "code", "variables": '{"code": "123"}'}, False),
+    ],
+)
+async def test_an_empty_list_proves_nothing_where_words_or_number_may_have_been_others(
+    house: House, connection: Connection, columns: dict[str, object], *, proves: bool
+) -> None:
+    async with house(configured=german("default", US)) as made, provider(listing()) as (url, _):
+        made.gates["sim"].dialect = dialect(base_url=url)
+        id = await orphaned(made, connection, "default", **columns)
+        await made.janitor._doubts()
+        assert (id in made.janitor._absent) is proves
+
+
+async def test_a_doubt_in_another_daemons_lane_is_left_to_it(house: House, connection: Connection) -> None:
+    async with house() as made, house("two") as other:
+        await orphaned(made, connection)
+        await other.announce()
+        await made.janitor._doubts()
+    assert await connection.fetchval("SELECT state FROM outrider.queue") == "unknown"
+    assert await connection.fetchval("SELECT due_at <= now() FROM outrider.queue"), "nor put off"
+
+
+async def test_two_that_look_into_it_at_once_decide_once(house: House, connection: Connection) -> None:
+    clock, another = Wound(), settings({"another": [US]})
+    async with house(clock=clock) as made, house("two", clock=clock, configured=another) as other:
+        await orphaned(made, connection)
+        await other.announce()
+        for one in (made, other):
+            await one.janitor._doubts()
+        assert await connection.fetchval("SELECT state FROM outrider.queue") == "unknown", "the grace"
+        clock.go(GRACE_S + 1)
+        seen = await connection.fetch(statement("doubts"), ["default"], 1, 0.0)
+        await asyncio.gather(made.janitor._doubts(), other.janitor._resolve_all(seen))
+    assert await connection.fetchval("SELECT count(*) FROM outrider.attempt WHERE kind = 'decision'") == 1
+    assert await connection.fetchval("SELECT status FROM outrider.outcome") == "dead"
+
+
+async def test_what_a_provider_never_had_is_told_of_each_attempt_anew(house: House, connection: Connection) -> None:
+    clock = Wound()
+    async with house(clock=clock) as made, provider(listing()) as (url, asked):
+        made.gates["sim"].dialect = dialect(base_url=url)
+        await made.announce()
+        await made.leases._take()
+        first = await in_doubt(made, connection)
+        await made.janitor._doubts()
+        assert await made.looks.fetch("decide", first.id, 1, "ready", 0, "by another daemon")
+        await connection.execute("UPDATE outrider.queue SET due_at = created_at FROM outrider.outbox")
+        clock.go(70)
+        again = await doubted(made, connection)
+        assert (again.id, again.attempt) == (first.id, 2)
+        states = []
+        for _ in range(2):
+            await made.janitor._doubts()
+            states.append(await connection.fetchval("SELECT state FROM outrider.queue"))
+            await connection.execute("UPDATE outrider.queue SET due_at = clock_timestamp()")
+            clock.go(70)
+        assert len(asked) == 3
+        assert states == ["unknown", "ready"], "one empty answer is not two"
+
+
+async def test_doubts_that_ended_elsewhere_are_forgotten(house: House, connection: Connection) -> None:
+    async with house() as made, provider(listing()) as (url, _):
+        made.gates["sim"].dialect = dialect(base_url=url)
+        await made.announce()
+        await made.leases._take()
+        heard, doubtful, tried = [await in_doubt(made, connection) for _ in range(3)]
+        await made.janitor._doubts()
+        assert made.janitor._absent.keys() == {heard.id, doubtful.id, tried.id}
+        await made.book.hear([news(id=heard.id)])
+        await connection.execute("UPDATE outrider.queue SET attempts = 2 WHERE id = $1", tried.id)
+        await made.janitor._forget()
+        assert made.janitor._absent.keys() == {doubtful.id}
 
 
 async def test_a_provider_that_hangs_holds_up_neither_the_duty_nor_the_end(

@@ -256,11 +256,12 @@ async def questions(connection: Connection) -> dict[str, list[object]]:
         "decide": [doubtful[0], 1, "dead", 5, "parked"],
         "doubts": [["doubtful"], ASKED, 20.0],
         "sweep": [["campaign", "other"], [3, 3], ["2999-01-01Z"] * 2, []],
-        "suspects": [ASKED],
+        "suspects": [["other"], ASKED],
         "next_in_lane": ["campaign", 3, "1970-01-01Z", -1, ASKED],
         "ahead_numbers": [top - ASKED, top],
         "free_order": [ASKED, 60.0],
         "lanes": [],
+        "lanes_apart": ["unknown"],
         "strays": [["other"], ASKED],
         "overdue": [ASKED],
         "parked": [ASKED],
@@ -317,6 +318,14 @@ def test_a_mark_keeps_the_claim_off_two_hundred_thousand_dead_rows(stage: Stage)
     with_mark, without = stage.runner.run(look())
     assert with_mark.buffers <= 1.3 * stage.short + 2 * ASKED
     assert without.buffers > 5 * with_mark.buffers, "else the mark is not worth its trouble"
+
+
+def test_suspects_of_lanes_that_are_not_ours_are_not_walked_over(stage: Stage) -> None:
+    async def look() -> Explained:
+        await add(stage.connection, ASKED, state="'suspect'", lane="'mine'")
+        return await Explained.of(stage.connection, "suspects", [["mine"], 2 * ASKED])
+
+    assert stage.runner.run(look()).touched() <= (ASKED, "~")
 
 
 def test_a_verdict_on_one_of_many_behind_a_key_looks_at_the_next_alone(stage: Stage) -> None:

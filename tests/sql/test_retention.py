@@ -586,6 +586,18 @@ async def test_a_signal_goes_once_every_daemon_has_heeded_it(connection: Connect
     )
 
 
+async def test_a_cancellation_is_kept_while_its_message_is_unfinished(connection: Connection, actor: Actor) -> None:
+    for _ in await insert(connection, 2):
+        (taken,) = await actor.claim(1)
+        await actor.give_back([taken], "unknown")
+        assert await connection.fetchval("SELECT outrider.cancel($1)", taken.id) == "requested"
+    await connection.execute("UPDATE outrider.signal SET at = now() - interval '2 hours'")
+    await actor.decide(taken.id, 1, "canceled")
+    await run(connection, "forget_signals")
+    kept = await connection.fetch("SELECT id FROM outrider.signal")
+    assert [row["id"] for row in kept] == [await connection.fetchval("SELECT id FROM outrider.queue")]
+
+
 async def test_a_daemon_is_forgotten_when_nothing_is_left_in_its_name(connection: Connection, actor: Actor) -> None:
     old = timedelta(days=8)
     gone, lately = await daemon(connection, "3", old), await daemon(connection, "3", timedelta(days=6))

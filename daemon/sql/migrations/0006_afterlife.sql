@@ -40,6 +40,9 @@ CREATE INDEX outbox_default_created ON outrider.outbox_default (created_at);
 CREATE INDEX idempotency_until ON outrider.idempotency
     USING brin (until timestamptz_minmax_multi_ops) WITH (pages_per_range = 32, autosummarize = on);
 
+-- Rows that are apart, lane by lane: each is for whoever serves its lane, and for anybody once nobody does.
+CREATE INDEX queue_apart_lane ON outrider.queue (state, lane, due_at) WHERE state IN ('suspect', 'unknown');
+
 -- A replay is an event of its own: as a 'decision' it was lost where policy had decided about the same attempt before.
 ALTER TABLE outrider.attempt DROP CONSTRAINT attempt_kind_check;
 ALTER TABLE outrider.attempt ADD CONSTRAINT attempt_kind_check
@@ -380,7 +383,8 @@ BEGIN
 END
 $$;
 
--- Signals that every daemon we know of has heeded.
+-- Signals that every daemon we know of has heeded. A cancellation stands for as long as its message is unfinished: one that
+-- starts meanwhile must know of it (daemon/signals.py).
 CREATE FUNCTION outrider.forget_signals(most integer DEFAULT 500) RETURNS integer
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path = pg_catalog, pg_temp
@@ -392,6 +396,7 @@ BEGIN
         SELECT s.seq FROM outrider.signal s
          WHERE s.at < clock_timestamp() - interval '1 hour'
            AND s.xid < (SELECT coalesce(min(i.acked), pg_snapshot_xmin(pg_current_snapshot())) FROM outrider.instance i)
+           AND (s.kind <> 'cancel' OR (SELECT q.id FROM outrider.queue q WHERE q.id = s.id) IS NULL)
          ORDER BY s.seq LIMIT most FOR UPDATE SKIP LOCKED
     )
     DELETE FROM outrider.signal s USING old WHERE s.seq = old.seq;
