@@ -126,6 +126,30 @@ async def test_a_clean_stop_hands_over_and_a_newcomer_gets_its_share(stage: SetU
     assert found["too_fast"] == 0
 
 
+@pytest.mark.timeout(180)
+@pytest.mark.parametrize("taker_first", [True, False])
+async def test_while_two_have_different_files_nothing_is_sent_by_both(stage: SetUp, taker_first: bool) -> None:
+    """A new file reaches them one after the other: a service moves from the one to the other, and a sender to another."""
+    giver, taker = await company(await stage(CAST, Faults.model_validate(TOLD)), "other")
+    (one, two), (three, four) = [sorted(await each.holds() - SLOW.keys()) for each in (giver, taker)]
+    service = {sender: f"s{SENDERS.index(sender)}" for sender in SENDERS}
+    moved = {service[one]: [three], service[two]: [one], service[four]: [four, two]}
+    await fill(giver, each=150)
+    await on_the_wire(giver, 100)
+    for each in (taker, giver) if taker_first else (giver, taker):
+        each.cast = replace(CAST, services={**CAST.services, **moved})
+        each.write_config()
+        await each.hang_up()
+        await on_the_wire(each, 60)  # what has not moved goes on meanwhile
+        await asyncio.sleep(2.0)
+    await giver.quiet(within_s=60)
+    assert len(await giver.holds() | await taker.holds()) == 5
+    found = await judge(giver)
+    assert found["sent"] == found["asked"]
+    assert found["lost"] == found["doubled"] == found["in_doubt"] == 0
+    assert found["too_fast"] == 0
+
+
 @pytest.mark.long
 @pytest.mark.timeout(900)
 async def test_ten_restarts_in_turn_leave_no_doubt_and_no_pause(stage: SetUp) -> None:
