@@ -46,7 +46,7 @@ class Taken(NamedTuple):
 
     grp: str
     epoch: int
-    senders: Sequence[str]
+    senders: Sequence[str]  # who goes on; nobody, when it is taken only to be judged
     last_owner: UUID | None = None  # None: nobody ever held it
     last_epoch: int | None = None
     silent_s: float | None = None  # for how long its last holder has written nothing; less than nought: it might have
@@ -153,26 +153,30 @@ class Leases:
             return
         mine = await self._mine(wanted)
         self._parting = self._epochs.keys() & (wanted.keys() - mine) | self._regrouped(wanted)
-        for grp in [*await self._left(wanted), *sorted(mine)]:
+        for group in [*await self._left(wanted), *(wanted[grp] for grp in sorted(mine))]:
+            grp = group.name
             if grp not in self._epochs and not self._in_hand(grp) and self._tick() >= self._mute_until:
-                await self._take_one(wanted.get(grp, Group(name=grp, services=(), senders=())))
+                await self._take_one(group, heirs=wanted[grp].senders if grp in wanted else ())
                 await self._renew_if_due()  # what a dead daemon left may take long to judge
 
     def _regrouped(self, wanted: Mapping[str, Group]) -> set[str]:
         return {grp for grp, named in self._named.items() if grp in wanted and named != wanted[grp]}
 
-    async def _left(self, wanted: Mapping[str, Group]) -> list[str]:
+    async def _left(self, wanted: Mapping[str, Group]) -> list[Group]:
         """
         Groups nobody wants any more may have been left with open claims: settings changed, then a crash. Those are
-        taken first, because their rows may stand in the lanes of another group now.
+        taken first, because their rows may stand in the lanes of another group now, and by the names they were held by:
+        nobody else takes those until all is judged, and they are given back.
         """
         rows = await self._line.fetch("abandoned", list(wanted), self._owner)
-        if any(row["senders"] is not None for row in rows):
+        if rows:  # as hardly ever
             voices = {sender for group in wanted.values() for sender in group.senders}
             carried = {service for group in wanted.values() for service in group.services}
-            rows = [row for row in rows if row["senders"] is None
-                    or voices.intersection(row["senders"]) or carried.intersection(row["services"])]  # fmt: skip
-        return sorted({row["grp"] for row in rows})
+        return [
+            Group(name=row["grp"], services=tuple(row["services"]), senders=tuple(row["senders"]))
+            for row in rows
+            if row["ours"] or voices.intersection(row["senders"]) or carried.intersection(row["services"])
+        ]
 
     async def _mine(self, wanted: Mapping[str, Group]) -> set[str]:
         """Those of *wanted* that are ours to speak for, as things stand."""
@@ -186,7 +190,7 @@ class Leases:
             idle_s={row["grp"]: row["idle_s"] for row in rows},
         )
 
-    async def _take_one(self, group: Group) -> None:
+    async def _take_one(self, group: Group, *, heirs: Sequence[str]) -> None:
         grp, before = group.name, self._tick()
         rows = await self._line.fetch(
             "lease_take", grp, self._owner, self._lease_s, self._speak_s, group.senders, group.services, self._digest(),
@@ -195,7 +199,7 @@ class Leases:
         if not rows:
             return  # somebody else speaks for it
         epoch, *last = rows[0]
-        taken = Taken(grp, epoch, group.senders, *last)
+        taken = Taken(grp, epoch, heirs, *last)
         try:
             self._journal.leased(grp, taken.epoch)
         except OSError:  # of claims under a lease it does not know the log could not tell
