@@ -319,7 +319,10 @@ async def test_what_was_left_under_another_name_of_the_group_is_judged_first(
         assert EARLIER in again.leases.held
         assert await states(connection) == {"unknown": 4}
         names = "SELECT senders FROM outrider.lease WHERE grp = $1"
-        assert await connection.fetchval(names, US) == [US, OTHER]  # until it is given back: whoever is quicker waits as well
+        assert await connection.fetchval(names, US) == [
+            US,
+            OTHER,
+        ]  # until it is given back: whoever is quicker waits as well
         await again.leases._leave()
         assert set(again.leases.held) == {EARLIER}
         await made.leases._renew()  # should it only have been frozen: its lease is another's now
