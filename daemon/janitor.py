@@ -44,7 +44,7 @@ log = structlog.get_logger()
 
 LOOK_S = 0.5
 ABSENT_MAX = 10_000
-FORGET_S = 60.0  # how often doubts that ended elsewhere (by a receipt, by another daemon) are forgotten here
+NOBODYS_S = 10.0  # how often one looks for doubts in lanes that nobody serves, and forgets those that ended elsewhere
 DOUBTS = 50  # doubts looked into at a time
 WHO_MAX = 10  # senders asked about a message of which nobody knows who sent it, if anybody did
 NEXT_LOOK_S = 20.0  # when a doubt is looked into again, unless its plan says sooner
@@ -82,7 +82,7 @@ class Janitor:
         self._manifest = Manifest(line, desk)
         # In doubt: which attempt, and since when the provider has not known it.
         self._absent: dict[UUID, tuple[int, float]] = {}
-        self._forget_at = 0.0
+        self._nobodys_at = 0.0
 
     async def run(self, stop: asyncio.Event) -> None:
         """Sweep until *stop*. A provider that hangs holds up nothing but the doubts about it."""
@@ -96,9 +96,10 @@ class Janitor:
             await asyncio.sleep(LOOK_S)
             try:
                 await self._doubts()
-                if self._desk.tick() >= self._forget_at:
+                if self._desk.tick() >= self._nobodys_at:
+                    await self._nobodys_doubts()
                     await self._forget()
-                    self._forget_at = self._desk.tick() + FORGET_S
+                    self._nobodys_at = self._desk.tick() + NOBODYS_S
             except DatabaseDown:
                 await asyncio.sleep(1.0)
 
@@ -131,9 +132,16 @@ class Janitor:
         self._observer.backlog(await self._line.ask("SELECT * FROM outrider.backlog"))
 
     async def _doubts(self) -> None:
-        lanes = [lane for lane, group in self._desk.lanes.items() if group in self._leases.held]
+        # Nothing is asked before: what holds its successors is looked for before they may pass it. Once they have, one
+        # of theirs with the same words could be taken for it.
+        await self._look_into([lane for lane, group in self._desk.lanes.items() if group in self._leases.held])
+
+    async def _nobodys_doubts(self) -> None:
         doubtful = frozenset(row["lane"] for row in await self._line.fetch("lanes_apart", "unknown"))
-        lanes += await self._manifest.unserved(doubtful)
+        if lanes := await self._manifest.unserved(doubtful):
+            await self._look_into(lanes)
+
+    async def _look_into(self, lanes: list[str]) -> None:
         # Those about one recipient one by one: of identical texts each must know what the one before was credited with.
         alike: dict[str | None, list[Record]] = {}
         for row in await self._line.fetch("doubts", lanes, DOUBTS, NEXT_LOOK_S):

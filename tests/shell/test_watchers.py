@@ -647,7 +647,7 @@ async def test_a_doubt_in_a_lane_that_nobody_serves_any_more_ends(
 ) -> None:
     async with house() as made:
         id = await orphaned(made, connection, lane, on_ambiguous=policy)
-        await made.janitor._doubts()
+        await made.janitor._nobodys_doubts()
     row = await connection.fetchrow("SELECT status, reason FROM outrider.outcome WHERE id = $1", id)
     assert row is not None
     assert row["status"] == "dead"
@@ -659,7 +659,7 @@ async def test_the_provider_is_asked_about_it_all_the_same(house: House, connect
         made.gates["sim"].dialect = dialect(base_url=url)
         id = await orphaned(made, connection)
         await connection.execute("UPDATE outrider.attempt SET at = at + interval '1 hour'")
-        await made.janitor._doubts()
+        await made.janitor._nobodys_doubts()
     assert await connection.fetchval("SELECT status FROM outrider.outcome WHERE id = $1", id) == "sent"
 
 
@@ -677,7 +677,7 @@ async def test_an_empty_list_proves_nothing_where_words_or_number_may_have_been_
     async with house(configured=german("default", US)) as made, provider(listing()) as (url, _):
         made.gates["sim"].dialect = dialect(base_url=url)
         id = await orphaned(made, connection, "default", **columns)
-        await made.janitor._doubts()
+        await made.janitor._nobodys_doubts()
         assert (id in made.janitor._absent) is proves
 
 
@@ -686,6 +686,7 @@ async def test_a_doubt_in_another_daemons_lane_is_left_to_it(house: House, conne
         await orphaned(made, connection)
         await other.announce()
         await made.janitor._doubts()
+        await made.janitor._nobodys_doubts()
     assert await connection.fetchval("SELECT state FROM outrider.queue") == "unknown"
     assert await connection.fetchval("SELECT due_at <= now() FROM outrider.queue"), "nor put off"
 
@@ -696,11 +697,11 @@ async def test_two_that_look_into_it_at_once_decide_once(house: House, connectio
         await orphaned(made, connection)
         await other.announce()
         for one in (made, other):
-            await one.janitor._doubts()
+            await one.janitor._nobodys_doubts()
         assert await connection.fetchval("SELECT state FROM outrider.queue") == "unknown", "the grace"
         clock.go(GRACE_S + 1)
         seen = await connection.fetch(statement("doubts"), ["default"], 1, 0.0)
-        await asyncio.gather(made.janitor._doubts(), other.janitor._resolve_all(seen))
+        await asyncio.gather(made.janitor._nobodys_doubts(), other.janitor._resolve_all(seen))
     assert await connection.fetchval("SELECT count(*) FROM outrider.attempt WHERE kind = 'decision'") == 1
     assert await connection.fetchval("SELECT status FROM outrider.outcome") == "dead"
 
